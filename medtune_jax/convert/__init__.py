@@ -1,0 +1,1 @@
+"""Hugging Face directories to parameters and back."""

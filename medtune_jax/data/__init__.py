@@ -1,0 +1,1 @@
+"""Prompts, tokens, loss masks, packing, batches."""

@@ -1,0 +1,1 @@
+"""Sampling methods, decode loops, template decoding, the engine."""

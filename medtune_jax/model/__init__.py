@@ -1,0 +1,1 @@
+"""The Llama model as pure functions of parameters and tokens."""

@@ -1,0 +1,1 @@
+"""Tasks: what a kind of problem is; the registry of sources."""

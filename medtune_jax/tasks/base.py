@@ -1,0 +1,156 @@
+"""What a task is: how its rows are written, read back, scored and constrained, each said once.
+
+data_prep renders with a task, evaluate parses and scores with it, generate walks its `allowed` outputs, and the
+training loss finds the decision tokens through the same `allowed`. Tasks know text only: no tokenizer, no arrays of JAX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """What a task read in a model's text.
+
+    Attributes:
+      annotation: the task's annotation, or None when nothing usable was found.
+      problems: the kinds of defects met, in order of appearance, repeats kept; empty for a well-formed text.
+    """
+
+    annotation: Any | None
+    problems: tuple[str, ...] = ()
+
+    @property
+    def status(self) -> Literal["exact", "repaired", "unparsable"]:
+        if self.annotation is None:
+            return "unparsable"
+        return "repaired" if self.problems else "exact"
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One decision inside an output: exactly one of `options` stands here."""
+
+    options: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Allowed:
+    """Every output that a task permits for one input: forced text and decisions, in order.
+
+    Attributes:
+      parts: forced strings and Slots; their concatenation, with one option per slot, is an output.
+      follows: the permitted (previous option, option) pairs of neighbouring slots, with None before the first slot;
+        None where any option may follow any other.
+    """
+
+    parts: tuple[str | Slot, ...]
+    follows: frozenset[tuple[str | None, str]] | None = None
+
+    @property
+    def slots(self) -> tuple[Slot, ...]:
+        return tuple(part for part in self.parts if isinstance(part, Slot))
+
+    def permits(self, previous: str | None, option: str) -> bool:
+        return self.follows is None or (previous, option) in self.follows
+
+    def text(self, options: tuple[str, ...]) -> str:
+        """Returns the output in which the i-th slot holds options[i]."""
+        chosen = iter(options)
+        return "".join(part if isinstance(part, str) else next(chosen) for part in self.parts)
+
+    def spans(self, output: str) -> list[tuple[int, int]] | None:
+        """Returns the [start, end) characters of each decision in `output`, or None if it is not of this shape.
+
+        An option that is a prefix of another is preferred only when the text after it fits too.
+        """
+        ends: list[tuple[int, int]] = []
+        at = 0
+        for index, part in enumerate(self.parts):
+            if isinstance(part, str):
+                if not output.startswith(part, at):
+                    return None
+                at += len(part)
+                continue
+            forced = self.parts[index + 1] if index + 1 < len(self.parts) else None
+            fits = [
+                option
+                for option in sorted(part.options, key=len, reverse=True)
+                if output.startswith(option, at)
+                and (
+                    at + len(option) == len(output)
+                    if forced is None
+                    else isinstance(forced, Slot) or output.startswith(forced, at + len(option))
+                )
+            ]
+            if not fits:
+                return None
+            ends.append((at, at + len(fits[0])))
+            at += len(fits[0])
+        return ends if at == len(output) else None
+
+
+@dataclass(frozen=True)
+class RowError:
+    """One scored mistake of one row, as errors.jsonl holds it.
+
+    Attributes:
+      kind: missed, spurious, boundary, type, wrong_label or unparsable.
+      gold: the gold text or label concerned ("" for a spurious prediction).
+      predicted: the predicted text or label ("" for a missed one).
+      where: task-specific position (token span for NER), JSON-ready.
+    """
+
+    kind: str
+    gold: str
+    predicted: str
+    where: dict[str, Any] = field(default_factory=dict)
+
+
+class Task(Protocol):
+    """The contract of every task.
+
+    Annotations are hashable plain Python values compared with ==. `statistics` returns a row's sufficient statistics,
+    every key always present; the corpus score is `metrics` of their sums, so that a bootstrap resamples rows by weights.
+    """
+
+    kind: str  # "ner", "relation", "nli", ...
+    labels: tuple[str, ...]
+    metric: str  # name of the leading metric in what `metrics` returns
+    max_new_tokens: int  # default budget of free decoding
+
+    def render(self, annotation: Any) -> tuple[str, str]:
+        """Returns (input, output), the two columns of an instruction row."""
+        ...
+
+    def parse(self, text: str, input: str) -> Parsed:
+        """Reads any string; never raises. parse(render(gold)[1], render(gold)[0]).annotation == gold."""
+        ...
+
+    def allowed(self, input: str) -> Allowed:
+        """Returns the outputs that `render` can produce for `input`."""
+        ...
+
+    def statistics(self, gold: Any, parsed: Parsed, input: str) -> dict[str, float]:
+        """Returns this row's sufficient statistics; an unparsable row earns no credit and is counted."""
+        ...
+
+    def metrics(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Returns metric name -> value in 0..1 from summed statistics (scalars or arrays of one shape, e.g. [resamples])."""
+        ...
+
+    def errors(self, gold: Any, parsed: Parsed, input: str) -> list[RowError]:
+        """Returns what was wrong in this row, for errors.jsonl and the report."""
+        ...
+
+    def baselines(self, train: Sequence[tuple[str, str]]) -> dict[str, Callable[[str], str]]:
+        """Returns model-free answerers, name -> (input -> output text), fitted on (input, output) training rows.
+
+        "constant" always exists (the majority answer; all-O for NER); NER adds "train_dictionary".
+        """
+        ...
