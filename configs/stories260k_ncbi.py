@@ -1,0 +1,30 @@
+"""stories260K (260,032 parameters, a story-telling Llama) tuned on NCBI-disease: a real checkpoint on a real corpus.
+
+    medtune prepare --raw_dir=raw --sources=NCBI-disease --out=rows
+    medtune train --config=stories260k_ncbi --workdir=runs/stories260k_ncbi \\
+        --config.model.path=stories260K --config.data.path=rows
+    medtune evaluate --model=runs/stories260k_ncbi --data=rows --split=test --decode=template \\
+        --out=runs/stories260k_ncbi/evaluation/test
+"""
+
+from medtune_jax.config import (
+    CheckpointConfig,
+    Config,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
+
+
+def get_config() -> Config:
+    """Returns the experiment; model.path and data.path come from flags."""
+    return Config(
+        model=ModelConfig(max_positions=1536, remat="none"),  # pretrained at 512; the longest test row needs more
+        data=DataConfig(sources=("NCBI-disease",), max_length=1024, packing=True, overlong="drop"),
+        train=TrainConfig(steps=1500, batch_size=8, precision="float32", decision_weight=5.0),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100, schedule="cosine"),
+        checkpoint=CheckpointConfig(every_steps=250),
+        evaluation=EvaluationConfig(every_steps=250, max_rows=128),
+    )
