@@ -31,7 +31,7 @@ class ModelConfig:
     path: str = free("")  # Hugging Face directory; its content is held by hash, not by path
     attention: Literal["xla"] = math("xla")
     remat: Literal["none", "full"] = free("full")  # recompute each layer's activations in the backward pass
-    max_positions: int | None = math(None)  # raise the checkpoint's max_position_embeddings (warns: RoPE is extrapolated)
+    max_positions: int | None = math(None)  # raises max_position_embeddings (warns: extrapolates)
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class TrainConfig:
     accumulation: int = math(1)  # micro-batches per update; divides batch_size
     seed: int = math(0)
     precision: Literal["bf16_compute", "float32"] = math("bf16_compute")
-    decision_weight: float = math(1.0)  # weight of decision tokens against echoed ones in the loss; 1 = the papers' loss
+    decision_weight: float = math(1.0)  # decision tokens against echoed ones in the loss; 1 = the papers
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,7 @@ class Config:
 
 def groups() -> dict[str, type]:
     """Returns group name -> its dataclass, in the order of `Config`."""
-    return {name: hint for name, hint in typing.get_type_hints(Config).items()}
+    return typing.get_type_hints(Config)
 
 
 def to_dict(config: Config) -> dict[str, dict[str, Any]]:

@@ -1,0 +1,111 @@
+"""The mesh and the one dictionary that maps logical axes to it.
+
+Arrays name their dimensions by logical axes ("embed", "heads", "batch", ...); RULES says which mesh axes each is split
+over. `constrain` applies the rules to activations inside jitted code that runs under `jax.set_mesh(mesh)`.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from medtune_jax.config import MeshConfig
+from medtune_jax.errors import UserError
+
+MESH_AXES = ("dcn_data", "data", "fsdp", "tensor")
+BATCH_AXES = ("dcn_data", "data", "fsdp")
+
+RULES: dict[str, tuple[str, ...]] = {
+    # parameters
+    "layers": (),
+    "embed": ("fsdp",),
+    "vocab": ("tensor",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "norm": (),
+    # activations
+    "batch": BATCH_AXES,
+    "sequence": (),
+    "act_embed": (),
+}
+
+
+def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
+    """Returns the mesh (dcn_data, data, fsdp, tensor) over `devices` (default: all of them).
+
+    Raises:
+      UserError: the axis sizes do not multiply to the number of devices, or more than one is -1.
+    """
+    devices = jax.devices() if devices is None else devices
+    sizes = [getattr(config, axis) for axis in MESH_AXES]
+    named = ", ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size < 1 and size != -1 for size in sizes):
+        raise UserError(f"mesh: {named}: sizes are at least 1, and -1 (all that remain) may stand once.")
+    if -1 in sizes:
+        rest = math.prod(size for size in sizes if size != -1)
+        if len(devices) % rest:
+            raise UserError(f"mesh: {named}: {len(devices)} devices cannot be split by {rest}; change --config.mesh.*.")
+        sizes[sizes.index(-1)] = len(devices) // rest
+    if math.prod(sizes) != len(devices):
+        raise UserError(f"mesh: {named} needs {math.prod(sizes)} devices, there are {len(devices)}.")
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+
+
+def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
+    """Returns the PartitionSpec of an array whose dimensions have these logical axes (None = not split)."""
+    return PartitionSpec(*(RULES[axis] or None if axis is not None else None for axis in axes))
+
+
+def parameter_sharding(name: str, shape: tuple[int, ...], axes: tuple[str | None, ...], mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of one parameter.
+
+    Key-value heads fewer than the tensor axis are replicated (logged); anything else that does not divide is an error.
+
+    Raises:
+      UserError: a dimension is not divisible by the mesh axes that its rule names.
+    """
+    parts: list[tuple[str, ...] | None] = []
+    for size, axis in zip(shape, axes, strict=True):
+        split = RULES[axis] if axis is not None else ()
+        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)
+        if ways > 1 and size % ways:
+            if axis != "kv_heads":
+                raise UserError(
+                    f"{name}: dimension '{axis}' of size {size} cannot be split {ways} ways over mesh axis "
+                    f"{'x'.join(split)}; choose a --config.mesh.{split[0]} that divides {size}."
+                )
+            logging.getLogger(__name__).warning("%s: %d key-value columns replicated over tensor=%d", name, size, ways)
+            split = ()
+        parts.append(split or None)
+    return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a batch [B, ...]: rows over dcn_data x data x fsdp."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Returns the sharding of a value that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Constrains activation x to the rules of its logical axes; without a mesh in context, x itself.
+
+    A dimension that its mesh axes do not divide is left to the compiler.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty:
+        return x
+    parts: list[tuple[str, ...] | None] = []
+    for size, axis in zip(x.shape, axes, strict=True):
+        split = RULES[axis] if axis is not None else ()
+        ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)
+        parts.append(split if ways > 1 and size % ways == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
