@@ -1,7 +1,8 @@
 """What a task is: how its rows are written, read back, scored and constrained, each said once.
 
 data_prep renders with a task, evaluate parses and scores with it, generate walks its `allowed` outputs, and the
-training loss finds the decision tokens through the same `allowed`. Tasks know text only: no tokenizer, no arrays of JAX.
+training loss finds the decision tokens through the same `allowed`. Tasks know text only: no tokenizer,
+no arrays of JAX.
 """
 
 from __future__ import annotations
@@ -116,7 +117,7 @@ class Task(Protocol):
     """The contract of every task.
 
     Annotations are hashable plain Python values compared with ==. `statistics` returns a row's sufficient statistics,
-    every key always present; the corpus score is `metrics` of their sums, so that a bootstrap resamples rows by weights.
+    every key always present; the corpus score is `metrics` of their sums: a bootstrap resamples rows by weights.
     """
 
     kind: str  # "ner", "relation", "nli", ...
@@ -141,7 +142,7 @@ class Task(Protocol):
         ...
 
     def metrics(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns metric name -> value in 0..1 from summed statistics (scalars or arrays of one shape, e.g. [resamples])."""
+        """Returns metric name -> value in 0..1 from summed statistics (scalars or arrays of one shape [R])."""
         ...
 
     def errors(self, gold: Any, parsed: Parsed, input: str) -> list[RowError]:

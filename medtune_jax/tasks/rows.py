@@ -1,0 +1,226 @@
+"""Instruction rows: the one form in which data is written, read, trained on and scored."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import astuple, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from medtune_jax.errors import UserError, did_you_mean
+
+SPLITS = ("train", "validation", "test")
+_REQUIRED = ("instruction", "input", "output", "source")
+_SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One instruction row.
+
+    Attributes:
+      instruction: what is asked.
+      input: the text that it is asked of.
+      output: the gold answer, as the source's task renders it.
+      source: name of the corpus, as in the registry.
+      id: name of the row, unique within its file; may be "".
+      group: what belongs together (document, patient); "" where unknown.
+      meta: further facts as a JSON object, or "".
+    """
+
+    instruction: str
+    input: str
+    output: str
+    source: str
+    id: str = ""
+    group: str = ""
+    meta: str = ""
+
+
+COLUMNS = tuple(field.name for field in fields(Row))
+
+
+def write_rows(path: Path | str, rows: Sequence[Row]) -> None:
+    """Writes a parquet file of string columns; the same rows give the same bytes under one pyarrow version.
+
+    Uncompressed, so that no compressor's version enters the bytes.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    schema = pa.schema([pa.field(name, pa.string(), nullable=False) for name in COLUMNS])
+    columns = [pa.array([getattr(row, name) for row in rows], pa.string()) for name in COLUMNS]
+    pq.write_table(pa.Table.from_arrays(columns, schema=schema), str(path), compression="NONE", row_group_size=1 << 16)
+
+
+def read_rows(path: Path | str, split: str | None = None, sources: Sequence[str] = ()) -> list[Row]:
+    """Returns the rows of a data set, in file order.
+
+    Args:
+      path: a folder of {split}.parquet, .jsonl or .csv; one such file (then `split` is not looked at); or, where
+        nothing of that name exists here, a hub data set `owner/name`.
+      split: train, validation, test, ...; may be None where a folder holds only one.
+      sources: the sources to keep; all where empty.
+
+    Raises:
+      UserError: nothing there, split not there, columns missing, no rows, malformed file, a source not in the data.
+    """
+    place = Path(path)
+    if place.is_dir():
+        place = _file_of_split(place, split)
+    if place.is_file():
+        records = _READERS[_suffix(place)](place)
+    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
+        records = _read_hub(str(path), split)
+    else:
+        raise UserError(
+            f"No data at {path}: give a folder with train.parquet, a .parquet/.jsonl/.csv file, or owner/name."
+        )
+    rows = [_to_row(record, place, number) for number, record in enumerate(records, 1)]
+    if not rows:
+        raise UserError(f"{place} has no rows.")
+    present = {row.source for row in rows}
+    for source in sources:
+        if source not in present:
+            raise UserError(f"{place} has no rows of source '{source}'.{did_you_mean(source, present)}")
+    return [row for row in rows if row.source in sources] if sources else rows
+
+
+def gold_sha256(rows: Iterable[Row]) -> str:
+    """Returns the hex SHA-256 of the ordered (input, output) pairs: which questions and gold answers, in which order.
+
+    Each text goes in as its UTF-8 length (8 bytes, little endian) and its UTF-8 bytes.
+    """
+    return _sha256(text for row in rows for text in (row.input, row.output))
+
+
+def rows_sha256(rows: Iterable[Row]) -> str:
+    """Returns the hex SHA-256 of all columns of the ordered rows, framed as in `gold_sha256`."""
+    return _sha256(text for row in rows for text in astuple(row))
+
+
+def _sha256(texts: Iterable[str]) -> str:
+    digest = hashlib.sha256()
+    for text in texts:
+        raw = text.encode("utf-8", "surrogatepass")
+        digest.update(len(raw).to_bytes(8, "little") + raw)
+    return digest.hexdigest()
+
+
+def _suffix(place: Path) -> str:
+    suffix = place.suffix.lower()
+    if suffix not in _SUFFIXES:
+        raise UserError(f"{place} is not a data file: its name must end in {', '.join(_SUFFIXES)}.")
+    return suffix
+
+
+def _file_of_split(folder: Path, split: str | None) -> Path:
+    found = {place.stem: place for suffix in reversed(_SUFFIXES) for place in sorted(folder.glob(f"*{suffix}"))}
+    if not found:
+        raise UserError(
+            f"{folder} holds no train/validation/test .parquet, .jsonl or .csv file; `medtune prepare` writes them."
+        )
+    if split is None and len(found) == 1:
+        return next(iter(found.values()))
+    if split is None or split not in found:
+        which = "Which split?" if split is None else f"There is no split '{split}'."
+        raise UserError(f"{which} {folder} holds: {', '.join(sorted(found))}.")
+    return found[split]
+
+
+def _read_parquet(place: Path) -> Iterator[Mapping[str, Any]]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        table = pq.read_table(str(place))
+    except (pa.ArrowInvalid, OSError) as error:
+        raise UserError(f"{place} cannot be read as parquet: {error}") from error
+    _check_columns(table.column_names, place)
+    return iter(table.select([name for name in COLUMNS if name in table.column_names]).to_pylist())
+
+
+def _read_jsonl(place: Path) -> Iterator[Mapping[str, Any]]:
+    for number, line in enumerate(read_text(place).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise UserError(f"{place}:{number}: not JSON ({error.msg}); one object per line is expected.") from error
+        if not isinstance(record, dict):
+            raise UserError(f"{place}:{number}: a JSON object is expected, found {type(record).__name__}.")
+        _check_columns(record, f"{place}:{number}")
+        yield record
+
+
+def _read_csv(place: Path) -> Iterator[Mapping[str, Any]]:
+    reader = csv.DictReader(io.StringIO(read_text(place), newline=""), strict=True)
+    _check_columns(reader.fieldnames or (), place)
+    try:
+        yield from reader
+    except csv.Error as error:
+        raise UserError(f"{place}:{reader.line_num}: not CSV ({error}).") from error
+
+
+_READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
+
+
+def _read_hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+    if split is None:
+        raise UserError(f"Which split of the hub data set {name}? Give one, such as train or validation.")
+    import datasets
+
+    try:
+        table = datasets.load_dataset(name, split=split)
+    except Exception as error:  # the hub's client raises many kinds; every one means that the data is not to be had
+        raise UserError(
+            f"{name} is neither a path here nor a readable hub data set with split '{split}': {error}"
+        ) from error
+    _check_columns(table.column_names, name)
+    return iter(table)
+
+
+def read_text(place: Path) -> str:
+    """Returns the text of a UTF-8 file, line ends as they are, a byte order mark dropped.
+
+    Raises:
+      UserError: not UTF-8 (names the line), or not readable.
+    """
+    try:
+        raw = place.read_bytes()
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{place}:{line}: not UTF-8 (byte {raw[error.start]:#04x}); convert the file to UTF-8."
+        ) from error
+    except OSError as error:
+        raise UserError(f"{place} cannot be read: {error.strerror}.") from error
+
+
+def _check_columns(found: Iterable[str], where: Path | str) -> None:
+    missing = [name for name in _REQUIRED if name not in (found := list(found))]
+    if missing:
+        raise UserError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, found)) or 'no columns'}.")
+
+
+def _to_row(record: Mapping[str, Any], place: Path, number: int) -> Row:
+    return Row(**{name: _text(record.get(name), name, place, number) for name in COLUMNS})
+
+
+def _text(value: Any, name: str, place: Path, number: int) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if name == "meta" and isinstance(value, dict | list):
+        return json.dumps(value, sort_keys=True, ensure_ascii=False)
+    if name in ("id", "group") and isinstance(value, int):
+        return str(value)
+    raise UserError(f"{place}, row {number}: column '{name}' must be a string, found {type(value).__name__}.")
