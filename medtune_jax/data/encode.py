@@ -243,6 +243,13 @@ def _encode(
             raise UserError(f"{_name(row, index)} has an empty output, hence no loss tokens. Fill or remove it.")
     prompts = [template.prompt(row.instruction, row.input) for row in rows]
     texts = [prompt + template.completion(row.output) for prompt, row in zip(prompts, rows, strict=True)]
+    for index, (row, text) in enumerate(zip(rows, texts, strict=True), first):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{_name(row, index)} holds half a surrogate pair ({error.reason}). Mend its text."
+            ) from None
     heads = tokenizer.encode_batch(prompts)
     joints = tokenizer.encode_batch(texts)
     marked = [i for i, spans in enumerate(decisions) if spans]
