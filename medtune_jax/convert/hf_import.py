@@ -1,0 +1,252 @@
+"""A Hugging Face Llama directory to parameters: byte ranges, layer by layer, straight into each device's shard.
+
+Each leaf is allocated as zeros on its devices (so vocabulary padding is zero), then filled by blocks of rows: read from
+the file, put on the devices that need them, cast, transposed and written into the donated buffer there. Host memory
+holds two blocks at a time, whatever the model's size; a process reads the rows that its own devices hold.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medtune_jax.convert import layout
+from medtune_jax.convert.hf_config import config_from_hf
+from medtune_jax.convert.safetensors_file import FLOAT_DTYPES, Tensor, find_tensors, read_rows, row_blocks
+from medtune_jax.data.prompts import TEMPLATES
+from medtune_jax.errors import UserError
+from medtune_jax.model.llama import LlamaConfig, Parameter, Params, build_params, param_shardings, parameter_rows
+
+MEDTUNE_FILE = "medtune.json"  # what Hugging Face's files have no place for: the template that the model was tuned with
+_HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
+_DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store RoPE's frequencies; they follow from the config
+
+
+def read_config(folder: str | Path) -> LlamaConfig:
+    """Returns the architecture that config.json describes.
+
+    Raises:
+      UserError: the folder or the file is missing or damaged, or the architecture is not supported.
+    """
+    path = Path(folder) / "config.json"
+    if not path.is_file():
+        what = "has no config.json" if Path(folder).is_dir() else "is not a folder"
+        raise UserError(f"No model: {folder} {what}. `hf download OWNER/NAME` makes a Hugging Face directory.")
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from None
+    try:
+        return config_from_hf(found)
+    except UserError as error:
+        raise UserError(f"{path.parent}: {error}") from None
+
+
+def read_template(folder: str | Path) -> str | None:
+    """Returns the name of the template that the model was tuned with, None where its folder names none.
+
+    Warns where this version writes a template of that name differently.
+    """
+    path = Path(folder) / MEDTUNE_FILE
+    if not path.is_file():
+        return None
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        name, sha256 = found["template"], found["template_sha256"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is damaged: no JSON object with 'template' and 'template_sha256'.") from None
+    if name is not None and (name not in TEMPLATES or TEMPLATES[name].sha256 != sha256):
+        logging.getLogger(__name__).warning("%s: template '%s' is not the one of this version", path, name)
+    return name
+
+
+def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Params:
+    """Reads the weights into the tree of model/llama.py.
+
+    Args:
+      folder: model.safetensors, or several files behind model.safetensors.index.json; F32, F16 or BF16.
+      config: the folder's architecture; max_positions, RoPE and token ids may differ from it.
+      dtype: of every leaf, "float32" or "bfloat16".
+      mesh: shards as `param_shardings(config, mesh)`; None = the default device.
+
+    Returns:
+      Leaves of the table's shapes; rows of vocabulary padding are zero.
+
+    Raises:
+      UserError: naming the tensor that is missing, cut off, of another shape or dtype, or unexpected.
+    """
+    tensors = _match(Path(folder), find_tensors(Path(folder)), config)
+    shardings = None if mesh is None else param_shardings(config, mesh)
+
+    def leaf(row: Parameter) -> jax.Array:
+        sharding = None
+        if shardings is not None:
+            sharding = shardings
+            for key in row.keys:
+                sharding = sharding[key]
+        return _load_leaf(row, tensors[row.path], config, jnp.dtype(dtype), sharding)
+
+    return build_params(config, leaf)
+
+
+def weights_sha256(folder: str | Path) -> str:
+    """Returns the identity of the weights: a SHA-256 over every tensor's name, dtype, shape and bytes.
+
+    It does not depend on how the tensors are split over files, nor on config.json. Every byte is read, in parallel
+    over tensors: on a machine with 2 cores about 1 s per GB (in the page cache).
+    """
+    tensors = sorted(find_tensors(Path(folder)).values(), key=lambda tensor: tensor.name)
+
+    def digest(tensor: Tensor) -> bytes:
+        own = hashlib.sha256(json.dumps([tensor.name, tensor.dtype, list(tensor.shape)]).encode())
+        with tensor.path.open("rb") as file:
+            for start in range(tensor.start, tensor.stop, 1 << 20):
+                own.update(os.pread(file.fileno(), min(1 << 20, tensor.stop - start), start))
+        return own.digest()
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part in pool.map(digest, tensors):
+            whole.update(part)
+    return whole.hexdigest()
+
+
+# ------------------------------------------------------------------------------------------- which tensor goes where
+
+
+def _match(folder: Path, found: dict[str, Tensor], config: LlamaConfig) -> dict[str, tuple[Tensor, ...]]:
+    """Returns leaf path -> its tensors in stacking order, after checking names, dtypes and shapes."""
+    if config.tie_embeddings and _HEAD in found:
+        found = dict(found)
+        head = found.pop(_HEAD)
+        if _EMBEDDING not in found:
+            found[_EMBEDDING] = head
+        elif not _same(head, found[_EMBEDDING]):
+            raise UserError(
+                f"{folder}: config.json ties the embeddings, but {_HEAD} and {_EMBEDDING} are stored and differ. "
+                "Set tie_word_embeddings to false in config.json."
+            )
+    matched: dict[str, tuple[Tensor, ...]] = {}
+    missing: list[str] = []
+    for row in parameter_rows(config):
+        names = layout.tensor_names(row, config)
+        missing += [name for name in names if name not in found]
+        matched[row.path] = tuple(found[name] for name in names if name in found)
+    if missing:
+        raise UserError(f"{folder}: the weights lack {_some(missing)}.{_hint(missing, found)}")
+    known = {tensor.name for tensors in matched.values() for tensor in tensors}
+    unexpected = [name for name in found if name not in known | {_EMBEDDING} and not name.endswith(_DERIVED)]
+    if unexpected:
+        raise UserError(f"{folder}: the weights hold {_some(unexpected)}, for which config.json has no place.")
+    for row in parameter_rows(config):
+        for tensor in matched[row.path]:
+            _check(folder, row, tensor, config)
+    return matched
+
+
+def _check(folder: Path, row: Parameter, tensor: Tensor, config: LlamaConfig) -> None:
+    shape = layout.tensor_shape(row, config)
+    if tensor.shape != shape:
+        fields = ", ".join(layout.FIELDS[dim] for dim in layout.tensor_dims(row))
+        raise UserError(
+            f"{folder}: {tensor.name} has shape {list(tensor.shape)}, config.json asks for {list(shape)} ({fields})."
+        )
+    if tensor.dtype not in FLOAT_DTYPES:
+        raise UserError(f"{folder}: {tensor.name} is stored as {tensor.dtype}; {', '.join(FLOAT_DTYPES)} are read.")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    if (a.dtype, a.shape) != (b.dtype, b.shape) or a.dtype not in FLOAT_DTYPES:
+        return False
+    blocks = row_blocks(a.shape, FLOAT_DTYPES[a.dtype].itemsize, 0, a.shape[0])
+    return all(
+        np.array_equal(read_rows(a, *rows).view(np.uint8), read_rows(b, *rows).view(np.uint8)) for rows in blocks
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    rest = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + rest
+
+
+def _hint(missing: Iterable[str], found: dict[str, Tensor]) -> str:
+    if list(missing) == [_HEAD]:
+        return " If the model ties its embeddings, set tie_word_embeddings to true in config.json."
+    return f" It holds {_some(list(found))}." if found else " It holds no tensors."
+
+
+# ------------------------------------------------------------------------------------------------- filling the leaves
+
+
+@dataclasses.dataclass
+class _Shard:
+    """One distinct part of a leaf, and its copy on each device that holds it (None = the default device)."""
+
+    window: layout.Window
+    devices: list[Any]
+    buffers: list[jax.Array]
+
+
+def _load_leaf(
+    row: Parameter, tensors: Sequence[Tensor], config: LlamaConfig, dtype: np.dtype, sharding: Any
+) -> jax.Array:
+    shape = row.shape(config)
+    shards = _allocate(row, config, dtype, sharding)
+    first = min(shard.window.rows[0] for shard in shards)
+    last = max(shard.window.rows[1] for shard in shards)
+    for layer, tensor in enumerate(tensors):
+        for start, stop in row_blocks(tensor.shape, FLOAT_DTYPES[tensor.dtype].itemsize, first, last):
+            block = read_rows(tensor, start, stop)
+            for shard in shards:  # only now: the device worked on the block before while this one was read
+                jax.block_until_ready(shard.buffers)
+                _fill(shard, row, block, start, layer)
+    buffers = [buffer for shard in shards for buffer in shard.buffers]
+    return buffers[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, buffers)
+
+
+def _allocate(row: Parameter, config: LlamaConfig, dtype: np.dtype, sharding: Any) -> list[_Shard]:
+    shape = row.shape(config)
+    extent = shape if sharding is None else sharding.shard_shape(shape)
+    whole: tuple[slice, ...] = (slice(None),) * len(shape)
+    where = {None: whole} if sharding is None else sharding.addressable_devices_indices_map(shape)
+    shards: dict[layout.Window, _Shard] = {}
+    for device, index in where.items():
+        key = layout.window(row, config, index)
+        shard = shards.setdefault(key, _Shard(key, [], []))
+        shard.devices.append(device)
+        shard.buffers.append(jnp.zeros(extent, dtype, device=device))
+    return list(shards.values())
+
+
+def _fill(shard: _Shard, row: Parameter, block: np.ndarray, start: int, layer: int) -> None:
+    """Writes `block`, the stored rows from `start` on, into the shard, where the two meet."""
+    (first, last), columns = shard.window
+    above, below = max(first, start), min(last, start + len(block))
+    if above >= below:
+        return
+    part = block[above - start : below - start]
+    part = part if columns is None else part[:, slice(*columns)]
+    at = [above - first] if columns is None else [above - first, 0]
+    at = at[::-1] if row.transpose else at
+    at = [layer, *at] if layout.is_stacked(row) else at
+    for i, device in enumerate(shard.devices):
+        shard.buffers[i] = _write(shard.buffers[i], jax.device_put(part, device), at, transpose=row.transpose)
+
+
+@partial(jax.jit, static_argnames="transpose", donate_argnames="buffer")
+def _write(buffer: jax.Array, part: jax.Array, at: list[jax.Array], *, transpose: bool) -> jax.Array:
+    part = part.T if transpose else part
+    part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
+    return jax.lax.dynamic_update_slice(buffer, part.astype(buffer.dtype), at)
