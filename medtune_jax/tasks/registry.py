@@ -61,8 +61,8 @@ class Source:
 
 
 _MTL = (
-    "CoNLL files (token<TAB>B|I|O) train.tsv, devel.tsv, test.tsv from "
-    "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/{}), as also packed by BioBERT's NER download"
+    "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/{}); "
+    "BioBERT's NER download holds the same sentences"
 )
 _CONLL_FILES = {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}
 _BIOBERT = "arXiv 2401.00579, Table 2; its rows are not stated"
@@ -142,7 +142,7 @@ SOURCES: dict[str, Source] = {
             licence="CC-BY-3.0",
             credentialed=False,
             description="Molecular biology terms of GENIA abstracts as one type, 6,241 in test (Collier and Kim 2004).",
-            where="CoNLL files (token<TAB>B|I|O) train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
+            where="CoNLL files train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
             "(https://github.com/dmis-lab/biobert); not the five-type set",
             files=_CONLL_FILES,
             splits={
@@ -183,7 +183,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Generated sentences that relate a drug and a disease, for the quickstart.",
             where=_QUICKSTART,
-            files=_CONLL_FILES,
+            files={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
         ),
         Source(
             name="sample-nli",
