@@ -74,8 +74,7 @@ def export_params(
         raise UserError(f"Weights cannot be stored as {dtype}; float32, bfloat16 and float16 are possible.")
     if jax.process_count() > 1:
         raise UserError("Export runs in one process; call `medtune export` on one machine.")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another --out.")
+    check_target(folder)
     spool = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
     try:
         spool.mkdir(parents=True)
@@ -92,6 +91,12 @@ def export_params(
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. Nothing was left there.") from error
     finally:
         shutil.rmtree(spool, ignore_errors=True)
+
+
+def check_target(folder: Path) -> None:
+    """Raises UserError where an export to `folder` would overwrite something."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another --out.")
 
 
 def verify_export(params: Params, config: LlamaConfig, folder: str | Path) -> int:
