@@ -1,0 +1,207 @@
+"""Checkpoints on disk: the one place that talks to Orbax.
+
+checkpoints/<step>/ holds `params` and `optimizer` (sharded arrays) and `meta` (JSON: format version, step, the resolved
+configuration, the identity of what the run was made from, the model's config.json). A checkpoint appears under its name
+only when it is complete. Saving is asynchronous: a call returns when the state has been copied and may be donated.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import logging
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from medtune_jax.config import Config, changed_math, from_dict, to_dict
+from medtune_jax.errors import UserError
+from medtune_jax.train.state import TrainState
+
+FORMAT = 1
+_TEMPORARY = "*.orbax-checkpoint-tmp*"
+_log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a run is made from; another value of any field is another run.
+
+    Attributes:
+      base_weights, tokenizer, template, data: SHA-256 (data: the encoded rows and the plan of batches).
+      model: the architecture as a config.json dict.
+    """
+
+    base_weights: str
+    tokenizer: str
+    template: str
+    data: str
+    model: dict[str, Any]
+
+
+class Checkpoints:
+    """The checkpoints of one run folder. Use as a context manager: leaving it waits for the write under way."""
+
+    def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
+        """Opens `folder`; what an interrupted write left behind is removed, unless read_only."""
+        self.folder = folder
+        if not read_only:
+            self._remove_temporary()
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only),
+            item_names=("params", "optimizer", "meta"),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._manager.close()
+
+    def steps(self) -> list[int]:
+        """Returns the steps that are on disk, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: TrainState, config: Config, identity: Identity) -> None:
+        """Begins to write checkpoint `step`.
+
+        Raises:
+          UserError: the disk is full (for this write or the one before it); older checkpoints are untouched.
+        """
+        meta = {"format": FORMAT, "step": step, "config": to_dict(config), "identity": dataclasses.asdict(identity)}
+        with self._disk_errors():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(state.params),
+                    optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
+                    meta=ocp.args.JsonSave(meta),
+                ),
+            )
+
+    def wait(self) -> None:
+        """Returns when everything is on disk; raises like `save`."""
+        with self._disk_errors():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+
+    def restore(self, abstract: TrainState, config: Config, identity: Identity) -> TrainState | None:
+        """Returns the newest readable state, laid out as `abstract` says (any mesh); None where there is none.
+
+        Unreadable checkpoints are set aside, with a warning, in `unreadable/` beside this folder.
+
+        Raises:
+          UserError: checkpoints exist but none is readable, or the newest readable one is of another run: format
+            version, math field of the configuration, weights, tokenizer, template or data, each by name.
+        """
+        steps = self.steps()
+        for step in reversed(steps):
+            try:
+                meta = self.read_meta(step)
+                self._refuse_others(step, meta, config, identity)
+                state = self._read_state(step, abstract)
+            except UserError:
+                raise
+            except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+                self._set_aside(step, error)
+                continue
+            return state
+        if steps:
+            raise UserError(
+                f"None of the checkpoints in {self.folder} is readable (steps {', '.join(map(str, steps))}; "
+                f"they now lie in {self._aside}). Start again in another --workdir."
+            )
+        return None
+
+    def read_meta(self, step: int) -> dict[str, Any]:
+        """Returns what the checkpoint says of itself; raises UserError for another format version."""
+        meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        if meta["format"] != FORMAT:
+            raise UserError(
+                f"Checkpoint {self.folder / str(step)} has format version {meta['format']}; this program reads "
+                f"{FORMAT}. Use the version of medtune_jax that wrote it."
+            )
+        return meta
+
+    def read_params(self, step: int, abstract: Any) -> Any:
+        """Returns the parameters alone, laid out and typed as `abstract` says."""
+        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
+        return self._manager.restore(step, args=args).params
+
+    def _read_state(self, step: int, abstract: TrainState) -> TrainState:
+        optimizer = {"step": abstract.step, "state": abstract.opt_state}
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(abstract.params), optimizer=ocp.args.StandardRestore(optimizer)
+            ),
+        )
+        return TrainState(found.optimizer["step"], found.params, found.optimizer["state"])
+
+    def _refuse_others(self, step: int, meta: dict[str, Any], config: Config, identity: Identity) -> None:
+        where = f"Cannot resume {self.folder / str(step)}"
+        mend = "Train in another --workdir, or restore what changed."
+        changed = changed_math(from_dict(meta["config"]), config)
+        if changed:
+            raise UserError(f"{where}: the configuration changed what is computed ({'; '.join(changed)}). {mend}")
+        for name, before in meta["identity"].items():
+            now = getattr(identity, name)
+            if before != now:
+                told = "" if isinstance(before, dict) else f" (SHA-256 {before[:12]} -> {now[:12]})"
+                raise UserError(f"{where}: it was made with other {_SPOKEN[name]}{told}. {mend}")
+
+    @property
+    def _aside(self) -> Path:
+        return self.folder.parent / "unreadable"
+
+    def _set_aside(self, step: int, error: Exception) -> None:
+        reason = " ".join(str(error).split())[:200]
+        _log.warning("Checkpoint %s is unreadable, looking for the one before: %s", self.folder / str(step), reason)
+        if jax.process_index() == 0:
+            target = self._aside / str(step)
+            shutil.rmtree(target, ignore_errors=True)
+            self._aside.mkdir(exist_ok=True)
+            (self.folder / str(step)).rename(target)
+        self._manager.reload()
+
+    def _remove_temporary(self) -> None:
+        if jax.process_index() == 0:
+            for leftover in self.folder.glob(_TEMPORARY):
+                shutil.rmtree(leftover, ignore_errors=True)
+
+    @contextmanager
+    def _disk_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            if not _disk_is_full(error):
+                raise
+            self._remove_temporary()
+            free = shutil.disk_usage(self.folder).free / 1e6
+            raise UserError(
+                f"The disk is full: no checkpoint could be written to {self.folder} ({free:,.0f} MB free). "
+                "Earlier checkpoints are whole; make room, or lower --config.checkpoint.keep, and run the same command."
+            ) from error
+
+
+_SPOKEN = {
+    "base_weights": "base weights (model.path)",
+    "tokenizer": "tokenizer (model.path)",
+    "template": "wording of the template (data.template)",
+    "data": "rows, or another plan of batches (data.path)",
+    "model": "architecture (config.json)",
+}
+
+
+def _disk_is_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,76 @@
+"""A model to run: from a Hugging Face directory or from a run folder."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medtune_jax.convert.hf_import import load_params, read_config, read_template, weights_sha256
+from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
+from medtune_jax.errors import UserError
+from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
+
+
+@dataclass(frozen=True, eq=False)
+class LoadedModel:
+    """A model and what belongs to it.
+
+    Attributes:
+      params: the tree of model/llama.py.
+      config, tokenizer: its own.
+      template: the template that it was tuned with; None where its folder names none.
+      sha256: identity of the weights.
+    """
+
+    params: Params
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    template: str | None
+    sha256: str
+
+
+def load_model(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> LoadedModel:
+    """Loads a Hugging Face directory, or the newest checkpoint of a run folder (parameters only).
+
+    Raises:
+      UserError: `path` is neither, or its files are missing, damaged or do not belong together.
+    """
+    folder = Path(path)
+    dtype = jnp.dtype(dtype)
+    if (folder / "checkpoints").is_dir():
+        return _load_run(folder, dtype, mesh)
+    if not (folder / "config.json").is_file():
+        raise UserError(f"No model at {folder}: it is neither a Hugging Face directory nor a run folder.")
+    config = read_config(folder)
+    tokenizer = load_tokenizer(folder)
+    check_vocab(tokenizer, config.vocab_size)
+    params = load_params(folder, config, dtype, mesh)
+    return LoadedModel(params, config, tokenizer, read_template(folder), weights_sha256(folder))
+
+
+def _load_run(folder: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
+    from medtune_jax.config import MeshConfig
+    from medtune_jax.sharding import make_mesh
+    from medtune_jax.train.checkpoints import Checkpoints
+
+    config = read_config(folder / "model")
+    tokenizer = load_tokenizer(folder / "model")
+    check_vocab(tokenizer, config.vocab_size)
+    if mesh is None:
+        import jax
+
+        mesh = make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
+    with Checkpoints(folder / "checkpoints", keep=1, read_only=True) as checkpoints:
+        steps = checkpoints.steps()
+        if not steps:
+            raise UserError(f"The run {folder} has no checkpoint yet: train until the first one is saved.")
+        meta = checkpoints.read_meta(steps[-1])
+        params = checkpoints.read_params(steps[-1], abstract_params(config, dtype, mesh))
+    identity = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    return LoadedModel(params, config, tokenizer, meta["config"]["data"]["template"], identity)

@@ -1,0 +1,154 @@
+"""The cross entropy of the training loss: fused with the output projection, in pieces.
+
+Dimensions: B sequences, M loss targets of a sequence, C targets of a piece, D model width, V padded vocabulary.
+
+The logits of all targets in float32 are the largest array of a training step. Here they exist a piece of C targets at a
+time, and the gradients of a piece are taken while it is there, so the backward pass makes no logits again (the idea of
+Hsu et al. 2024, Liger Kernel, arXiv 2410.10989).
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from medtune_jax.model.llama import LlamaConfig, mask_padding
+from medtune_jax.sharding import constrain
+
+_PIECE_BYTES = 2**26  # float32 logits of a piece on one device
+_PIECE_MULTIPLE = 64
+
+
+def chunk_size(rows: int, vocab: int) -> int:
+    """Returns C, a multiple of 64, for `rows` sequences and `vocab` logit columns on one device."""
+    return max(1, _PIECE_BYTES // (4 * rows * vocab * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
+
+
+def linear_cross_entropy(
+    hidden_BMD: jax.Array,
+    head_DV: jax.Array,
+    targets_BM: jax.Array,
+    weights_BM: jax.Array,
+    config: LlamaConfig,
+    chunk: int,
+) -> tuple[jax.Array, jax.Array]:
+    """Sums the negative log likelihood of the targets.
+
+    Args:
+      hidden_BMD: the positions that predict the targets, in the compute dtype, which is that of the matmuls.
+      head_DV: the output projection, in its own dtype, which is that of its gradient.
+      targets_BM: int32; weights_BM: float32, 0 = unused.
+      config: says which columns are padding (they get no probability).
+      chunk: C, targets of a sequence whose logits exist at a time.
+
+    Returns:
+      (weighted, plain), float32 scalars in nats: the sum of weight x loss, and the sum of loss where the weight is not
+      0. Only `weighted` has a gradient, and only towards hidden and head.
+    """
+    chunk = min(chunk, hidden_BMD.shape[1])
+    short = -hidden_BMD.shape[1] % chunk
+    if short:
+        hidden_BMD = jnp.pad(hidden_BMD, ((0, 0), (0, short), (0, 0)))
+        targets_BM, weights_BM = (jnp.pad(x, ((0, 0), (0, short))) for x in (targets_BM, weights_BM))
+    return _fused(config, chunk, hidden_BMD, head_DV, targets_BM, weights_BM)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _fused(
+    config: LlamaConfig,
+    chunk: int,
+    hidden_BMD: jax.Array,
+    head_DV: jax.Array,
+    targets_BM: jax.Array,
+    weights_BM: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    head = _gathered(head_DV, hidden_BMD)
+
+    def piece(sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
+        hidden_BCD, targets_BC, weights_BC = inputs
+        loss_BC, _, _ = _piece_loss(config, hidden_BCD, head, targets_BC)
+        return _add(sums, loss_BC, weights_BC), None
+
+    sums, _ = jax.lax.scan(piece, _no_sums(), _pieces(chunk, hidden_BMD, targets_BM, weights_BM))
+    return sums
+
+
+def _fused_forward(
+    config: LlamaConfig,
+    chunk: int,
+    hidden_BMD: jax.Array,
+    head_DV: jax.Array,
+    targets_BM: jax.Array,
+    weights_BM: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    head = _gathered(head_DV, hidden_BMD)
+    columns_V = jnp.arange(config.padded_vocab)
+
+    def piece(
+        carry: tuple[jax.Array, tuple[jax.Array, jax.Array]], inputs: tuple[jax.Array, ...]
+    ) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], jax.Array]:
+        d_head_DV, sums = carry
+        hidden_BCD, targets_BC, weights_BC = inputs
+        loss_BC, logits_BCV, normalizer_BC = _piece_loss(config, hidden_BCD, head, targets_BC)
+        is_target_BCV = targets_BC[..., None] == columns_V
+        d_BCV = (jnp.exp(logits_BCV - normalizer_BC[..., None]) - is_target_BCV) * weights_BC[..., None]
+        d_nV = constrain(d_BCV, "batch", None, "vocab").astype(hidden_BCD.dtype).reshape(-1, d_BCV.shape[-1])
+        hidden_nD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+        d_hidden_nD = jnp.dot(d_nV, head.T)
+        d_head_DV += jnp.dot(hidden_nD.T, d_nV, preferred_element_type=jnp.float32)
+        d_head_DV = constrain(d_head_DV, "embed", "vocab")
+        return (d_head_DV, _add(sums, loss_BC, weights_BC)), d_hidden_nD.reshape(hidden_BCD.shape)
+
+    nothing = constrain(jnp.zeros(head_DV.shape, jnp.float32), "embed", "vocab")
+    pieces = _pieces(chunk, hidden_BMD, targets_BM, weights_BM)
+    (d_head_DV, sums), d_hidden_nBCD = jax.lax.scan(piece, (nothing, _no_sums()), pieces)
+    d_hidden_BMD = jnp.moveaxis(d_hidden_nBCD, 0, 1).reshape(hidden_BMD.shape)
+    return sums, (d_hidden_BMD, d_head_DV.astype(head_DV.dtype))
+
+
+def _fused_backward(
+    config: LlamaConfig,
+    chunk: int,
+    gradients: tuple[jax.Array, jax.Array],
+    cotangents: tuple[jax.Array, jax.Array],
+) -> tuple[jax.Array | None, ...]:
+    d_hidden_BMD, d_head_DV = gradients
+    scale = cotangents[0]
+    return (d_hidden_BMD * scale).astype(d_hidden_BMD.dtype), (d_head_DV * scale).astype(d_head_DV.dtype), None, None
+
+
+_fused.defvjp(_fused_forward, _fused_backward)
+
+
+def _gathered(head_DV: jax.Array, hidden_BMD: jax.Array) -> jax.Array:
+    """The head as the matmuls use it, gathered over fsdp once instead of once per piece."""
+    return constrain(head_DV.astype(hidden_BMD.dtype), None, "vocab")
+
+
+def _pieces(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """[B, M, ...] -> [M / C, B, C, ...] each."""
+    return tuple(jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0) for x in arrays)
+
+
+def _piece_loss(
+    config: LlamaConfig, hidden_BCD: jax.Array, head_DV: jax.Array, targets_BC: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (loss [B, C], logits [B, C, V], log of the softmax's denominator [B, C]), all float32."""
+    hidden_nD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
+    logits_nV = jnp.dot(hidden_nD, head_DV, preferred_element_type=jnp.float32)
+    logits_BCV = constrain(logits_nV.reshape(*targets_BC.shape, -1), "batch", None, "vocab")
+    logits_BCV = mask_padding(logits_BCV, config)
+    normalizer_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
+    target_BC = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+    return normalizer_BC - target_BC, logits_BCV, normalizer_BC
+
+
+def _no_sums() -> tuple[jax.Array, jax.Array]:
+    return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
+
+
+def _add(sums: tuple[jax.Array, ...], loss_BC: jax.Array, weights_BC: jax.Array) -> tuple[jax.Array, ...]:
+    weighted, plain = sums
+    return weighted + jnp.sum(loss_BC * weights_BC), plain + jnp.sum(jnp.where(weights_BC != 0, loss_BC, 0.0))

@@ -1,0 +1,58 @@
+"""What a training step reads and writes, and where each part of it lies."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
+from medtune_jax.sharding import replicated
+from medtune_jax.train.optimizer import Optimizer
+
+
+class TrainState(NamedTuple):
+    """Everything that training changes.
+
+    Attributes:
+      step: int32 scalar, updates done.
+      params: float32, the tree of model/llama.py.
+      opt_state: optax's state; moments lie as their parameters do.
+    """
+
+    step: jax.Array
+    params: Params
+    opt_state: Any
+
+
+def abstract_state(config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Returns the state as ShapeDtypeStructs with shardings; nothing is allocated."""
+    params = abstract_params(config, jnp.float32, mesh)
+    everywhere = replicated(mesh)
+
+    def like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    opt_state = optax.tree_map_params(
+        optimizer.transform,
+        lambda leaf, param: like(leaf, param.sharding),
+        jax.eval_shape(optimizer.transform.init, params),
+        params,
+        transform_non_params=lambda leaf: like(leaf, everywhere),
+    )
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, opt_state)
+
+
+def shardings(tree: Any) -> Any:
+    """Returns the sharding of each leaf."""
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
+def init_state(params: Params, config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Returns the state before the first update; `params` (float32, already placed) becomes part of it."""
+    places = shardings(abstract_state(config, optimizer, mesh))
+    opt_state = jax.jit(optimizer.transform.init, out_shardings=places.opt_state)(params)
+    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), places.step), params, opt_state)
