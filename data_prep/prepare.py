@@ -85,7 +85,7 @@ def prepare(
                 described[source.name]["splits"][split] = facts
     if not described:
         raise UserError(
-            f"No source found in {raw_dir}: it must hold folders named as sources, such as {', '.join(list(SOURCES)[:3])}."
+            f"No source found in {raw_dir}: it must hold folders named as sources: {', '.join(list(SOURCES)[:3])}, ..."
         )
     rows = {split: found for split, found in rows.items() if found}
     manifest = {

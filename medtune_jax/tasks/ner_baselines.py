@@ -34,6 +34,8 @@ def dictionary_tagger(mentions: Iterable[Mention]) -> Callable[[Sequence[str]], 
         written = descending.get(tokens[start], [])
         in_any_case = descending.get(folded[start], [])
         for length in sorted({*written, *in_any_case}, reverse=True):
+            if start + length > len(tokens):
+                continue
             for form in (tokens, folded):
                 type_ = types.get(tuple(form[start : start + length]))
                 if type_ is not None:

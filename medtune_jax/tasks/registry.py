@@ -61,8 +61,8 @@ class Source:
 
 
 _MTL = (
-    "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/{}); "
-    "BioBERT's NER download holds the same sentences"
+    "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 "
+    "(data/{}); BioBERT's NER download holds the same sentences"
 )
 _CONLL_FILES = {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}
 _BIOBERT = "arXiv 2401.00579, Table 2; its rows are not stated"
@@ -162,6 +162,11 @@ SOURCES: dict[str, Source] = {
             description="Gene mentions of the BioCreative II shared task (Smith et al. 2008).",
             where=_MTL.format("BC2GM-IOB"),
             files=_CONLL_FILES,
+            splits={
+                "47e8b070e171bfd3b96f8d3df0de615d570f9ce35f41f16ffe9c34043fdb098c": "train",
+                "72be9d5f171aa169137722d9c48ca66ed32160af018882c1ddcbe530a62e1a3f": "validation",
+                "ea7910bb98b9083c17217d473f235c64ed795dc984868d4b8e60f78f94403b5b": "test",
+            },
             published=_table_2(0.8762, 0.7646, 0.7912, "validation", 2519),
             aliases=("bc2gm", "BC2GM-IOB"),
         ),
