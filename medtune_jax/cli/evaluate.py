@@ -1,0 +1,94 @@
+"""Runs a model over the rows of a split, scores its answers and writes the report.
+
+Template decoding lets the model decide only what the task leaves open, so that no output is malformed; greedy and
+sample write freely. An interrupted run (exit status 75) continues where it was when the same command is given again.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags as absl_flags
+
+from medtune_jax.errors import UserError
+
+SUMMARY = "run a model over held-out rows, score it and write the report"
+
+
+def define_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags of `medtune evaluate`."""
+    text, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    text("model", None, "Hugging Face directory or run folder.", required=True, flag_values=flags)
+    text("data", None, "Folder written by `medtune prepare`, or a file of rows.", required=True, flag_values=flags)
+    text("split", "test", "Split to answer.", flag_values=flags)
+    absl_flags.DEFINE_list("sources", [], "Comma-separated sources to answer; empty = all.", flag_values=flags)
+    text("out", None, "Result folder; for a run: RUN/evaluation/SPLIT-DECODE without it.", flag_values=flags)
+    absl_flags.DEFINE_enum("protocol", "aligned", ["aligned"], "How texts are read and scored.", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "decode", "template", ["template", "greedy", "sample"], "How answers are written.", flag_values=flags
+    )
+    text("template", None, "Prompt template; the model's own without it.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags
+    )
+    number("limit", None, "Only the first so many rows of each source.", flag_values=flags)
+    number(
+        "max_new_tokens",
+        None,
+        "Budget of greedy and sample; each task's own without it.",
+        lower_bound=1,
+        flag_values=flags,
+    )
+    number("batch_size", 32, "Rows answered at once.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
+    )
+    absl_flags.DEFINE_float("temperature", 1.0, "Of --decode=sample.", flag_values=flags)
+    number("top_k", 0, "Of --decode=sample; 0 = all tokens.", flag_values=flags)
+    absl_flags.DEFINE_float("top_p", 1.0, "Of --decode=sample.", flag_values=flags)
+    number("seed", 0, "Of --decode=sample.", flag_values=flags)
+
+
+def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
+    """Evaluates and returns the summary of scores with its timing."""
+    from medtune_jax.evaluate.run import evaluate
+
+    return evaluate(
+        flags.model,
+        flags.data,
+        flags.split,
+        flags.out or _folder_in_run(flags),
+        sources=flags.sources,
+        decode=flags.decode,
+        template=flags.template,
+        force_template=flags.force_template,
+        limit=flags.limit,
+        max_new_tokens=flags.max_new_tokens,
+        batch_size=flags.batch_size,
+        dtype=flags.dtype,
+        temperature=flags.temperature,
+        top_k=flags.top_k,
+        top_p=flags.top_p,
+        seed=flags.seed,
+        protocol=flags.protocol,
+    )
+
+
+def human(result: dict[str, Any]) -> str:
+    """Returns the scores as a small table, and how long they took."""
+    from medtune_jax.evaluate.report import console
+
+    timing = result["timing"]
+    speed = (
+        f"{timing['rows_answered_now']:,} rows in {timing['generate_seconds']:,.1f} s: "
+        f"{timing['rows_per_second']:,.2f} rows/s, {timing['generated_tokens_per_second']:,.0f} tokens/s"
+    )
+    return f"{console(result)}\n{speed}"
+
+
+def _folder_in_run(flags: absl_flags.FlagValues) -> Path:
+    run_folder = Path(flags.model)
+    if not (run_folder / "checkpoints").is_dir():
+        raise UserError(f"--out is missing: {run_folder} is not a run folder, so say where the results shall lie.")
+    return run_folder / "evaluation" / f"{flags.split}-{flags.decode}"

@@ -1,0 +1,244 @@
+"""Two or more scored runs side by side, with paired bootstrap intervals of their differences from the first.
+
+Every run is resampled with the same draws, so what is common to both cancels. Runs over other gold rows are refused.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from medtune_jax.errors import UserError
+from medtune_jax.evaluate import bootstrap, html, report
+from medtune_jax.evaluate.files import to_json, write_file
+from medtune_jax.evaluate.report import Line
+from medtune_jax.evaluate.score import known_source
+from medtune_jax.evaluate.table import Table, read_tables
+
+
+@dataclass(frozen=True)
+class Run:
+    """A scores.json with the rows.parquet beside it."""
+
+    name: str
+    path: Path
+    document: dict[str, Any]
+    tables: dict[str, Table]
+
+
+def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> dict[str, Any]:
+    """Compares runs; each path is a scores.json or its folder, the first is the one that the others are held against.
+
+    Returns:
+      {"protocol", "bootstrap", "runs": [{name, path, model}], "sources": {name: {task, metric, split, gold_sha256, n,
+      groups, metrics: {metric: [{value, ci95} per run, from the second on with difference, difference_ci95 and p]}}},
+      "not_in_all": {source: [run names]}}.
+
+    Raises:
+      UserError: fewer than two paths, a file that is missing or not scores, unequal gold, protocols or groups, a
+        rows.parquet that does not belong to its scores.json, or no source that all runs share.
+    """
+    if len(paths) < 2:
+        raise UserError("Comparing needs at least two: --scores A B ..., each a scores.json or its folder.")
+    runs = _named([_read(Path(path)) for path in paths])
+    first = runs[0]
+    for run in runs[1:]:
+        if run.document["protocol"] != first.document["protocol"]:
+            raise UserError(
+                f"{first.path} is scored by protocol {first.document['protocol']}, {run.path} by "
+                f"{run.document['protocol']}: score both by the same one."
+            )
+    everywhere = [name for name in first.tables if all(name in run.tables for run in runs)]
+    if not everywhere:
+        held = "; ".join(f"{run.name}: {', '.join(run.tables)}" for run in runs)
+        raise UserError(f"The runs share no source ({held}).")
+    somewhere = {name for run in runs for name in run.tables}
+    return {
+        "protocol": first.document["protocol"],
+        "bootstrap": {"resamples": resamples, "seed": seed, "level": bootstrap.LEVEL},
+        "runs": [
+            {"name": run.name, "path": str(run.path), "model": run.document["provenance"].get("model", "")}
+            for run in runs
+        ],
+        "sources": {name: _compare_source(name, runs, resamples, seed) for name in everywhere},
+        "not_in_all": {
+            name: [run.name for run in runs if name in run.tables] for name in sorted(somewhere - set(everywhere))
+        },
+    }
+
+
+def write_comparison(out: Path, comparison: Mapping[str, Any]) -> None:
+    """Writes compare.json, compare.md and compare.html into the folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    write_file(out / "compare.md", markdown(comparison).encode())
+    write_file(out / "compare.html", page(comparison).encode())
+    write_file(out / "compare.json", to_json(comparison))
+
+
+def markdown(comparison: Mapping[str, Any]) -> str:
+    """Returns the comparison as Markdown."""
+    parts = ["# Comparison", f"Protocol `{comparison['protocol']}`. {_WORDS}"]
+    runs = [[run["name"], run["model"], run["path"]] for run in comparison["runs"]]
+    parts.append(report.markdown_table(["run", "model", "scores"], runs))
+    for name, entry in comparison["sources"].items():
+        parts.append(f"## {report.plain(name)}\n\n{report.plain(_about(entry))}")
+        parts.append(report.markdown_table(_HEAD, _rows(comparison, entry)))
+    if comparison["not_in_all"]:
+        left = [f"- {report.plain(name)}: only in {', '.join(of)}" for name, of in comparison["not_in_all"].items()]
+        parts.append("## Not compared\n\n" + "\n".join(left))
+    return "\n\n".join(parts) + "\n"
+
+
+def page(comparison: Mapping[str, Any]) -> str:
+    """Returns the comparison as a self-contained HTML page."""
+    runs = [
+        f'<tr><td>{escape(run["name"])}</td><td class="text">{escape(run["model"])}</td>'
+        f'<td class="note">{escape(run["path"])}</td></tr>'
+        for run in comparison["runs"]
+    ]
+    body = [
+        '<header><h1>Comparison</h1><div class="chips">'
+        f'<span class="chip">protocol {escape(comparison["protocol"])}</span></div>'
+        f'{html.table(["run", "model", "scores"], runs)}<div class="soft small">{escape(_WORDS)}</div></header>'
+    ]
+    for name, entry in comparison["sources"].items():
+        rows = [
+            f'<tr class="{"model" if row[0] else ""}"><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>'
+            + "".join(html.value_cell(text) for text in row[2:])
+            + "</tr>"
+            for row in _rows(comparison, entry)
+        ]
+        leading = entry["metrics"][entry["metric"]]
+        lines = [
+            Line(run["name"], "model", {entry["metric"]: figures["value"]}, {entry["metric"]: figures["ci95"]})
+            for run, figures in zip(comparison["runs"], leading, strict=True)
+        ]
+        body.append(
+            f'<section><h2>{escape(name)}</h2><div class="soft small">{escape(_about(entry))}</div>'
+            f"{html.bars(lines, entry['metric'])}{html.table(_HEAD, rows)}</section>"
+        )
+    if comparison["not_in_all"]:
+        left = "".join(
+            f"<li>{escape(name)}: only in {escape(', '.join(of))}</li>" for name, of in comparison["not_in_all"].items()
+        )
+        body.append(f"<section><h2>Not compared</h2><ul>{left}</ul></section>")
+    return html.frame("Comparison", "\n".join(body))
+
+
+_WORDS = (
+    "Figures in percent with 95% intervals; differences from the first run, paired bootstrap; p is two-sided and not "
+    "corrected for the number of comparisons."
+)
+_HEAD = ("metric", "run", "value", "difference", "p")
+
+
+def _about(entry: Mapping[str, Any]) -> str:
+    unit = f"{entry['groups']:,} groups" if entry["groups"] else "rows"
+    split = f", the official {entry['split']} split" if entry["split"] else ""
+    return f"{entry['n']:,} rows{split}; resampled by {unit}; gold {entry['gold_sha256'][:12]}."
+
+
+def _rows(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]:
+    rows = []
+    for metric in report.metric_names(entry):
+        for index, (run, figures) in enumerate(zip(comparison["runs"], entry["metrics"][metric], strict=True)):
+            difference = p = ""
+            if index:
+                low, high = figures["difference_ci95"]
+                difference = f"{_signed(figures['difference'])} [{_signed(low)}, {_signed(high)}]"
+                p = f"{figures['p']:.3f}"
+            value = report.value_text(figures["value"], figures["ci95"])
+            rows.append(["" if index else metric, run["name"], value, difference, p])
+    return rows
+
+
+def _signed(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def _compare_source(name: str, runs: Sequence[Run], resamples: int, seed: int) -> dict[str, Any]:
+    entries = [run.document["sources"][name] for run in runs]
+    for run, entry in zip(runs[1:], entries[1:], strict=True):
+        if entry["gold_sha256"] != entries[0]["gold_sha256"]:
+            raise UserError(
+                f"{name}: the runs were scored on other gold rows: {runs[0].path} has {entries[0]['gold_sha256']} "
+                f"({entries[0]['n']} rows), {run.path} has {entry['gold_sha256']} ({entry['n']} rows). "
+                "Score both on the same rows in the same order."
+            )
+    source = known_source(name)
+    groups = _shared_groups(name, runs)
+    values: dict[str, list[dict[str, Any]]] = {}
+    drawn_first: Mapping[str, Any] = {}
+    for index, (run, entry) in enumerate(zip(runs, entries, strict=True)):
+        table = replace(run.tables[name], groups=groups)
+        metrics = _recomputed(table, entry, run, name)
+        drawn = table.resampled(source.task, seed, resamples)
+        if not index:
+            drawn_first = drawn
+        for metric, value in metrics.items():
+            figures: dict[str, Any] = {"value": value, "ci95": list(bootstrap.interval(drawn[metric]))}
+            if index:
+                differences = drawn[metric] - drawn_first[metric]
+                figures["difference"] = value - values[metric][0]["value"]
+                figures["difference_ci95"] = list(bootstrap.interval(differences))
+                figures["p"] = bootstrap.two_sided_p(differences)
+            values.setdefault(metric, []).append(figures)
+    first = entries[0]
+    return {
+        **{key: first[key] for key in ("task", "metric", "split", "gold_sha256", "n")},
+        "groups": len(set(groups) - {""}) or None,
+        "metrics": values,
+    }
+
+
+def _shared_groups(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
+    """Returns the groups that the runs agree on; a run whose predictions held none takes those of the others."""
+    known = {run.tables[name].groups: run for run in runs if any(run.tables[name].groups)}
+    if len(known) > 1:
+        paths = " and ".join(str(run.path) for run in known.values())
+        raise UserError(
+            f"{name}: {paths} group the same rows differently (column `group`); evaluate them on the same data."
+        )
+    return next(iter(known), runs[0].tables[name].groups)
+
+
+def _recomputed(table: Table, entry: Mapping[str, Any], run: Run, name: str) -> dict[str, float]:
+    metrics = table.metrics(known_source(name).task) if len(table.rows) == entry["n"] else {}
+    stated = entry["metrics"]
+    if metrics.keys() != stated.keys() or any(not math.isclose(metrics[m], stated[m], abs_tol=1e-9) for m in metrics):
+        raise UserError(
+            f"{run.path}: rows.parquet beside it does not give its figures for {name}. "
+            "Score the predictions again with `medtune score`."
+        )
+    return metrics
+
+
+def _read(path: Path) -> Run:
+    if path.is_dir():
+        path = path / "scores.json"
+    if not path.is_file():
+        raise UserError(f"No scores: {path} does not exist. `medtune evaluate` and `medtune score` write it.")
+    try:
+        document = json.loads(path.read_bytes())
+        protocol, sources = document["protocol"], document["sources"]
+    except (ValueError, KeyError, TypeError):
+        raise UserError(f"{path} is not a scores.json as `medtune score` writes it.") from None
+    tables = read_tables(path.parent / "rows.parquet")
+    if tables.keys() != sources.keys():
+        raise UserError(f"{path}, protocol {protocol}: rows.parquet beside it holds other sources. Score again.")
+    return Run("", path, document, tables)
+
+
+def _named(runs: Sequence[Run]) -> list[Run]:
+    """Names each run by its folder; by as many parent folders as it takes to tell all apart."""
+    folders = [run.path.resolve().parent.parts[1:] for run in runs]
+    for depth in range(1, max(map(len, folders), default=0) + 1):
+        names = ["/".join(parts[-depth:]) for parts in folders]
+        if len(set(names)) == len(names):
+            return [replace(run, name=name) for run, name in zip(runs, names, strict=True)]
+    return [replace(run, name=f"{index}: {run.path.parent.name}") for index, run in enumerate(runs, 1)]

@@ -1,0 +1,223 @@
+"""predictions.jsonl: what a model answered, one line per row; appended while running, in row order when done.
+
+While a run lasts its lines lie in `predictions.partial.jsonl`, in the order in which rows finish. A run that was
+interrupted continues with the rows that are missing there, and ends with the same bytes as an undisturbed one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.evaluate.files import to_json_line, write_file
+
+FINAL = "predictions.jsonl"
+PARTIAL = "predictions.partial.jsonl"
+FinishReason = Literal["", "eos", "length", "stop", "constrained", "prompt_too_long"]
+
+FLUSH_ROWS = 64
+FLUSH_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One line of predictions.jsonl; the fields stand in the order in which they are written.
+
+    Attributes:
+      row: position in the split that was evaluated (before a limit was applied).
+      output: the gold output.
+      finish_reason: why generation stopped; "" where it is not known.
+      generated_tokens: number of tokens decoded, the end-of-sequence token included.
+      key: identifies what was asked of which model (see `prediction_key`); "" where it is not known.
+    """
+
+    row: int
+    id: str
+    group: str
+    source: str
+    instruction: str
+    input: str
+    output: str
+    meta: str
+    generated: str
+    finish_reason: str
+    generated_tokens: int
+    key: str
+
+
+_FIELDS = {field.name: field.type for field in fields(Prediction)}
+_REQUIRED = ("source", "input", "output", "generated")
+
+
+def prediction_key(row: int, id: str, model: str, prompt: str, decoding: Any, template: str) -> str:
+    """Returns 32 hex digits over everything that decides what a row's generated text is.
+
+    Args:
+      row: position in the split.
+      id: the row's id, or "".
+      model: hash of the model's weights and tokenizer.
+      prompt: the rendered prompt.
+      decoding: JSON-ready description of the decoding method, its numbers and its seed.
+      template: hash of the prompt template.
+    """
+    identity = json.dumps([row, id, model, prompt, decoding, template], sort_keys=True)
+    return hashlib.sha256(identity.encode()).hexdigest()[:32]
+
+
+def read_predictions(path: str | Path) -> list[Prediction]:
+    """Reads a predictions file, or the one in a folder; source, input, output and generated are enough (null = absent).
+
+    Raises:
+      UserError: no file, no line, or a line that is not a prediction (named as file:line).
+    """
+    path = Path(path)
+    if path.is_dir():
+        if not (path / FINAL).is_file() and (path / PARTIAL).is_file():
+            raise UserError(f"{path / PARTIAL} is an unfinished run: give the same `medtune evaluate` command again.")
+        path = path / FINAL
+    if not path.is_file():
+        raise UserError(f"No predictions: {path} does not exist. `medtune evaluate` writes it.")
+    predictions: list[Prediction] = []
+    for number, line in enumerate(path.read_bytes().split(b"\n"), start=1):
+        if line.strip():
+            predictions.append(_parse_line(line, len(predictions), f"{path}:{number}"))
+    if not predictions:
+        raise UserError(f"{path} holds no predictions.")
+    return predictions
+
+
+def _parse_line(line: bytes, row: int, where: str) -> Prediction:
+    """Returns the prediction on `line`; `row` is its position where the line does not say."""
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON ({error}). Each line must be one prediction object.") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{where} is {type(values).__name__}; each line must be one prediction object.")
+    for name in _REQUIRED:
+        if name not in values:
+            raise UserError(f"{where} lacks '{name}'. A prediction needs at least {', '.join(_REQUIRED)}.")
+    values = {name: value for name, value in values.items() if value is not None or name in _REQUIRED}
+    for name, value in values.items():
+        if name not in _FIELDS:
+            raise UserError(f"{where} has the unknown key '{name}'.{did_you_mean(name, _FIELDS)}")
+        kind = int if _FIELDS[name] == "int" else str
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise UserError(f"{where}: '{name}' is {value!r}; expected {'an integer' if kind is int else 'text'}.")
+    reason = values.get("finish_reason", "")
+    if reason not in get_args(FinishReason):
+        raise UserError(f"{where}: finish_reason is '{reason}'.{did_you_mean(reason, get_args(FinishReason)[1:])}")
+    blank: dict[str, Any] = {name: 0 if kind == "int" else "" for name, kind in _FIELDS.items()}
+    return Prediction(**{**blank, "row": row, **values})
+
+
+class PredictionLog:
+    """The predictions of one run in its folder, safe against being stopped anywhere.
+
+    Attributes:
+      missing: indices into `rows` that no earlier attempt has answered.
+      dropped_torn: whether a line that was cut off in the middle was dropped.
+      dropped_other: number of lines dropped because their key is not that of a row asked for now.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[Prediction], private: bool = False):
+        """Opens the folder's log and takes over what earlier attempts have answered.
+
+        Args:
+          folder: made if needed.
+          rows: what is asked, in row order, with `key` set and nothing generated yet; keys are distinct.
+          private: files are made readable by their owner only.
+        """
+        self._folder, self._rows, self._private = folder, list(rows), private
+        self._index = {row.key: index for index, row in enumerate(self._rows)}
+        self._answers: dict[int, Prediction] = {}
+        self._pending: list[bytes] = []
+        self._flushed_at = time.monotonic()
+        self.dropped_torn, self.dropped_other = False, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in (FINAL, PARTIAL):
+            if (folder / name).is_file():
+                self._take_over((folder / name).read_bytes())
+        # What is kept is written afresh: a torn tail must not become the head of the next line.
+        kept = [to_json_line(asdict(answer)) for answer in self._answers.values()]
+        write_file(folder / PARTIAL, b"".join(kept), private)
+        self._file = open(folder / PARTIAL, "r+b")  # noqa: SIM115 - closed by __exit__
+        self._end = sum(map(len, kept))
+
+    def __enter__(self) -> PredictionLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            self.flush()
+        finally:
+            self._file.close()
+
+    @property
+    def missing(self) -> list[int]:
+        return [index for index in range(len(self._rows)) if index not in self._answers]
+
+    def add(self, index: int, generated: str, finish_reason: str, generated_tokens: int) -> None:
+        """Records the answer to rows[index]; it is on disk at the latest FLUSH_ROWS or FLUSH_SECONDS later."""
+        answer = replace(
+            self._rows[index],
+            generated=generated,
+            finish_reason=finish_reason,
+            generated_tokens=generated_tokens,
+        )
+        self._answers[index] = answer
+        self._pending.append(to_json_line(asdict(answer)))
+        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Appends what is pending and syncs it; may be interrupted and called again."""
+        data = b"".join(self._pending)
+        if data:
+            # Always from the last good end: a signal may have stopped an earlier attempt within a line.
+            self._file.seek(self._end)
+            self._file.truncate()
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._end += len(data)
+            self._pending.clear()
+        self._flushed_at = time.monotonic()
+
+    def finish(self) -> list[Prediction]:
+        """Writes predictions.jsonl in row order, removes the partial file and returns the predictions."""
+        if self.missing:
+            raise ValueError(f"{len(self.missing)} rows have no answer yet")
+        answers = [self._answers[index] for index in range(len(self._rows))]
+        self.flush()
+        write_file(self._folder / FINAL, b"".join(to_json_line(asdict(answer)) for answer in answers), self._private)
+        (self._folder / PARTIAL).unlink(missing_ok=True)
+        return answers
+
+    def _take_over(self, data: bytes) -> None:
+        *lines, tail = data.split(b"\n")
+        self.dropped_torn |= bool(tail)
+        for line in lines:
+            try:
+                answer = _parse_line(line, 0, PARTIAL)
+            except UserError:
+                self.dropped_torn = True
+                continue
+            index = self._index.get(answer.key)
+            if index is None:
+                self.dropped_other += 1
+            else:
+                # The question's own columns are today's (a gold output may have been mended); only the answer is kept.
+                self._answers[index] = replace(
+                    self._rows[index],
+                    generated=answer.generated,
+                    finish_reason=answer.finish_reason,
+                    generated_tokens=answer.generated_tokens,
+                )

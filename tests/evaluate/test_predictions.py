@@ -1,0 +1,189 @@
+"""Predictions survive being stopped anywhere, and what is wrong in a file is said by line."""
+
+import json
+import os
+from dataclasses import asdict, replace
+
+import pytest
+from evaluate_samples import perfect
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from medtune_jax.errors import UserError
+from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog, prediction_key, read_predictions
+
+TEXTS = ["plain", "two\nlines", "ünïcode \u2028 ✓", "", '"quoted" \\', "\ud800 alone"]
+
+
+def _questions(count=6):
+    row = perfect()[0]
+    return [
+        replace(row, row=i, generated="", finish_reason="", generated_tokens=0, key=f"{i:032x}") for i in range(count)
+    ]
+
+
+def _answer(log, order=None, stop_after=None):
+    for done, index in enumerate(order or log.missing):
+        if done == stop_after:
+            return
+        if index in log.missing:
+            log.add(index, TEXTS[index % len(TEXTS)], "eos", index)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with PredictionLog(folder, _questions()) as log:
+        _answer(log)
+        log.flush()
+        partial = (folder / PARTIAL).read_bytes()
+        log.finish()
+    return partial, (folder / FINAL).read_bytes()
+
+
+def test_a_tail_torn_at_any_byte_ends_in_the_same_bytes(tmp_path, undisturbed, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda number: None)
+    partial, final = undisturbed
+    last_line = partial[:-1].rindex(b"\n") + 1
+    for cut in range(last_line, len(partial) + 1):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / PARTIAL).write_bytes(partial[:cut])
+        with PredictionLog(folder, _questions()) as log:
+            assert log.dropped_torn == (last_line < cut < len(partial))
+            assert log.missing == ([] if cut == len(partial) else [5])
+            _answer(log)
+            log.finish()
+        assert (folder / FINAL).read_bytes() == final
+        assert not (folder / PARTIAL).exists()
+
+
+@given(st.permutations(range(6)), st.integers(0, 6), st.integers(0, 400), st.booleans())
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_order_and_any_stop_end_in_the_same_bytes(tmp_path_factory, undisturbed, order, stop, torn, stop_again):
+    folder = tmp_path_factory.mktemp("stopped")
+    with PredictionLog(folder, _questions()) as log:
+        _answer(log, order, stop)
+    with open(folder / PARTIAL, "r+b") as file:
+        file.truncate(max(0, file.seek(0, 2) - torn))
+    if stop_again:
+        with PredictionLog(folder, _questions()) as log:
+            _answer(log, order[::-1], 1)
+    with PredictionLog(folder, _questions()) as log:
+        _answer(log)
+        log.finish()
+    assert (folder / FINAL).read_bytes() == undisturbed[1]
+
+
+def test_a_finished_run_is_taken_over_whole(tmp_path, undisturbed):
+    (tmp_path / FINAL).write_bytes(undisturbed[1])
+    with PredictionLog(tmp_path, _questions()) as log:
+        assert log.missing == []
+        log.finish()
+    assert (tmp_path / FINAL).read_bytes() == undisturbed[1]
+
+
+def test_answers_with_another_key_are_dropped_and_counted(tmp_path, undisturbed):
+    (tmp_path / PARTIAL).write_bytes(undisturbed[0])
+    questions = _questions()
+    questions[2] = replace(questions[2], key="another")
+    with PredictionLog(tmp_path, questions) as log:
+        assert (log.missing, log.dropped_other, log.dropped_torn) == ([2], 1, False)
+
+
+def test_a_damaged_line_in_the_middle_costs_only_its_row(tmp_path, undisturbed):
+    lines = undisturbed[0].split(b"\n")
+    (tmp_path / PARTIAL).write_bytes(b"\n".join([*lines[:3], b"\0\0\0", *lines[4:]]))
+    with PredictionLog(tmp_path, _questions()) as log:
+        assert (log.missing, log.dropped_torn) == ([3], True)
+
+
+def test_a_write_that_failed_midway_is_repeated_from_the_last_good_end(tmp_path, undisturbed, monkeypatch):
+    log = PredictionLog(tmp_path, _questions())
+    _answer(log, stop_after=2)
+    log.flush()
+    _answer(log)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", lambda number: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            log.flush()
+    with log:
+        pass
+    assert (tmp_path / PARTIAL).read_bytes() == undisturbed[0]
+
+
+def test_gold_mended_between_attempts_is_todays(tmp_path, undisturbed):
+    (tmp_path / PARTIAL).write_bytes(undisturbed[0])
+    with PredictionLog(tmp_path, [replace(one, output="mended") for one in _questions()]) as log:
+        assert {one.output for one in log.finish()} == {"mended"}
+
+
+def test_an_unfinished_log_cannot_be_finished(tmp_path):
+    with PredictionLog(tmp_path, _questions()) as log, pytest.raises(ValueError, match="6 rows have no answer"):
+        log.finish()
+
+
+def test_private_files_are_for_their_owner_only(tmp_path):
+    with PredictionLog(tmp_path, _questions(), private=True) as log:
+        assert (tmp_path / PARTIAL).stat().st_mode & 0o777 == 0o600
+        _answer(log)
+        log.finish()
+    assert (tmp_path / FINAL).stat().st_mode & 0o777 == 0o600
+
+
+def test_what_is_written_is_read_back(tmp_path, undisturbed):
+    (tmp_path / FINAL).write_bytes(undisturbed[1])
+    read = read_predictions(tmp_path)
+    assert [one.generated for one in read] == TEXTS
+    assert list(asdict(read[0])) == list(json.loads(undisturbed[1].split(b"\n")[0]))
+
+
+def test_four_keys_are_enough(tmp_path):
+    line = json.dumps({"source": "s", "input": "i", "output": "o", "generated": "g", "id": None})
+    (tmp_path / "p.jsonl").write_text(f"{line}\n\n{line}")
+    read = read_predictions(tmp_path / "p.jsonl")
+    assert [(one.row, one.id, one.finish_reason) for one in read] == [(0, "", ""), (1, "", "")]
+
+
+GOOD = {"source": "s", "input": "i", "output": "o", "generated": "g"}
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", r"p\.jsonl:2 is not JSON"),
+        ("\0\0", r"p\.jsonl:2 is not JSON"),
+        ("[]", r"p\.jsonl:2 is list"),
+        (json.dumps({**GOOD, "generated": None}), r"p\.jsonl:2: 'generated' is None; expected text"),
+        (json.dumps({key: GOOD[key] for key in ("source", "input", "output")}), r"p\.jsonl:2 lacks 'generated'"),
+        (
+            json.dumps({**GOOD, "finish_reson": "eos"}),
+            r"p\.jsonl:2 has the unknown key 'finish_reson'.*'finish_reason'",
+        ),
+        (json.dumps({**GOOD, "finish_reason": "eso"}), r"p\.jsonl:2: finish_reason is 'eso'.*'eos'"),
+        (json.dumps({**GOOD, "row": "1"}), r"p\.jsonl:2: 'row' is '1'; expected an integer"),
+        (json.dumps({**GOOD, "row": True}), r"p\.jsonl:2: 'row' is True; expected an integer"),
+    ],
+)
+def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
+    (tmp_path / "p.jsonl").write_text(f"{json.dumps(GOOD)}\n{line}\n")
+    with pytest.raises(UserError, match=message):
+        read_predictions(tmp_path / "p.jsonl")
+
+
+def test_missing_empty_and_unfinished_files_are_told_apart(tmp_path):
+    with pytest.raises(UserError, match="does not exist"):
+        read_predictions(tmp_path)
+    (tmp_path / PARTIAL).write_bytes(b"")
+    with pytest.raises(UserError, match="unfinished run"):
+        read_predictions(tmp_path)
+    (tmp_path / FINAL).write_bytes(b"\n")
+    with pytest.raises(UserError, match="holds no predictions"):
+        read_predictions(tmp_path)
+
+
+def test_everything_that_decides_an_answer_enters_its_key():
+    base = {"row": 1, "id": "a", "model": "m", "prompt": "p", "decoding": {"method": "greedy"}, "template": "t"}
+    other = {"row": 2, "id": "b", "model": "n", "prompt": "q", "decoding": {"method": "sample"}, "template": "u"}
+    keys = {prediction_key(**base)} | {prediction_key(**{**base, name: other[name]}) for name in base}
+    assert len(keys) == 7
