@@ -21,7 +21,7 @@ from medtune_jax.config import (
 def get_config() -> Config:
     """Returns the experiment; model.path and data.path come from flags."""
     return Config(
-        model=ModelConfig(max_positions=1536, remat="none"),  # pretrained at 512; the longest test row needs more
+        model=ModelConfig(max_positions=1536, remat="full"),  # pretrained at 512; the longest test row needs more
         data=DataConfig(sources=("NCBI-disease",), max_length=1024, packing=True, overlong="drop"),
         train=TrainConfig(steps=1500, batch_size=8, precision="float32", decision_weight=5.0),
         optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100, schedule="cosine"),
