@@ -64,7 +64,7 @@ _MTL = (
     "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 "
     "(data/{}); BioBERT's NER download holds the same sentences"
 )
-_CONLL_FILES = {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}
+_TSV_FILES = {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}
 _BIOBERT = "arXiv 2401.00579, Table 2; its rows are not stated"
 _MEDTUNED = (
     "arXiv 2401.00579, Table 2; the authors' evaluation rows are the development set, and their scorer keeps one tag "
@@ -92,7 +92,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Disease mentions in PubMed abstracts (Dogan et al. 2014).",
             where=_MTL.format("NCBI-disease-IOB"),
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
             splits={
                 "49ac8076c654daec7ff20be20387ff24ad8786a0a7af80cdf4fd69af4a1861a0": "train",
                 "07a7c29157d2f231c5e0aa0e46df8d85bb8382d77241626080dc8a4d663c0f47": "validation",
@@ -109,7 +109,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Disease mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
             where=_MTL.format("BC5CDR-disease-IOB"),
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
             splits={
                 "21df648892796f26645a89b47c6acf716e877b764312cf2648dde15cf541d230": "train",
                 "2864d095f006e5227ceafc73be65ec28de8762df892f796d8a531f6daadef279": "validation",
@@ -126,7 +126,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Chemical mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
             where=_MTL.format("BC5CDR-chem-IOB"),
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
             splits={
                 "d6b83681cc06084b5c3b3fb3088b8286c846e3008e9fd684d5632c3a982e6d16": "train",
                 "ff85e5cc19f69e67d50099e6a80dedd41beeab203965ec2a8704b9fa9723f392": "validation",
@@ -144,7 +144,7 @@ SOURCES: dict[str, Source] = {
             description="Molecular biology terms of GENIA abstracts as one type, 6,241 in test (Collier and Kim 2004).",
             where="CoNLL files train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
             "(https://github.com/dmis-lab/biobert); not the five-type set",
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
             splits={
                 "324c2d6e74213cc25e306020463fbba22042cc04c9e79c673ae27eadca38d53b": "train",
                 "e9142ca5052554c6ac8b5e2ee7ae2a528e829b5833630459081c26ca141d021e": "validation",
@@ -161,7 +161,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Gene mentions of the BioCreative II shared task (Smith et al. 2008).",
             where=_MTL.format("BC2GM-IOB"),
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
             splits={
                 "47e8b070e171bfd3b96f8d3df0de615d570f9ce35f41f16ffe9c34043fdb098c": "train",
                 "72be9d5f171aa169137722d9c48ca66ed32160af018882c1ddcbe530a62e1a3f": "validation",
@@ -178,7 +178,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Generated sentences with disease mentions, for the quickstart.",
             where=_QUICKSTART,
-            files=_CONLL_FILES,
+            files=_TSV_FILES,
         ),
         Source(
             name="sample-relation",
@@ -188,7 +188,7 @@ SOURCES: dict[str, Source] = {
             credentialed=False,
             description="Generated sentences that relate a drug and a disease, for the quickstart.",
             where=_QUICKSTART,
-            files={"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"},
+            files=_TSV_FILES,
         ),
         Source(
             name="sample-nli",

@@ -1,0 +1,223 @@
+"""`medtune prepare`: rows, manifest, card; the same bytes everywhere; nothing half-written."""
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from medtune_jax.data_prep import prepare as prepare_module
+from medtune_jax.data_prep.prepare import prepare
+from medtune_jax.data_prep.wordings import WORDINGS, choose
+from medtune_jax.errors import UserError
+from medtune_jax.tasks.registry import SOURCES
+from medtune_jax.tasks.rows import gold_sha256, read_rows, rows_sha256
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NLI_LINE = json.dumps({"sentence1": "He is well.", "sentence2": "He is ill.", "gold_label": "contradiction"}) + "\n"
+
+
+@pytest.fixture
+def raw(tmp_path):
+    """A raw folder with an NER, a relation and an inference source, some of their splits missing."""
+    files = {
+        "NCBI-disease/train.tsv": "lung\tB\ncancer\tI\n.\tO\n\nno\tO\n",
+        "NCBI-disease/test.tsv": "-DOCSTART-\tO\n\nflu\tB-Disease\n",
+        "sample-relation/train.tsv": "x cures y .\tTreats\nx and y .\tNo Relations\n",
+        "sample-nli/train.jsonl": NLI_LINE,
+    }
+    for name, text in files.items():
+        (tmp_path / "raw" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "raw" / name).write_text(text)
+    return tmp_path / "raw"
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_rows_are_rendered_by_the_task_with_ids_and_recorded_wordings(raw, tmp_path):
+    prepare(tmp_path / "rows", raw_dir=raw, seed=3)
+    rows = read_rows(tmp_path / "rows", "train")
+    assert [(row.id, row.input, row.output) for row in rows] == [
+        ("NCBI-disease/train/0", "lung cancer .", "lung : B\ncancer : I\n. : O"),
+        ("NCBI-disease/train/1", "no", "no : O"),
+        ("sample-relation/train/0", "x cures y .", "Treats"),
+        ("sample-relation/train/1", "x and y .", "No Relations"),
+        ("sample-nli/train/0", "Sentence 1: He is well.\nSentence 2: He is ill.", "Contradiction"),
+    ]
+    manifest = json.loads((tmp_path / "rows" / "manifest.json").read_text())
+    for row in rows:
+        assert row.instruction == manifest["sources"][row.source]["wordings"][json.loads(row.meta)["wording"]]
+
+
+def test_the_manifest_says_what_was_read_written_and_dropped(raw, tmp_path):
+    result = prepare(tmp_path / "rows", raw_dir=raw, seed=3)
+    manifest = json.loads((tmp_path / "rows" / "manifest.json").read_text())
+    assert manifest["wording_seed"] == 3
+    assert manifest["sources"] == result["sources"] and [*result["sources"]] == [
+        "NCBI-disease",
+        "sample-relation",
+        "sample-nli",
+    ]
+    facts = manifest["sources"]["NCBI-disease"]
+    assert facts["licence"] == "CC0-1.0" and facts["credentialed"] is False
+    rows = read_rows(tmp_path / "rows", "test")
+    assert facts["splits"]["test"] == {
+        "rows": 1,
+        "mentions": 1,
+        "file": "test.tsv",
+        "raw_sha256": hashlib.sha256((raw / "NCBI-disease" / "test.tsv").read_bytes()).hexdigest(),
+        "rows_sha256": rows_sha256(rows),
+        "gold_sha256": gold_sha256(rows),
+        "official_split": None,
+        "dropped": {"document marker": 1},
+    }
+    labels = manifest["sources"]["sample-relation"]["splits"]["train"]["labels"]
+    assert labels == {"Treats": 1, "Causes": 0, "No Relations": 1}
+    assert manifest["splits"]["test"] == {"rows": 1, "rows_sha256": rows_sha256(rows)}
+    assert not (tmp_path / "rows" / "validation.parquet").exists()
+    card = (tmp_path / "rows" / "README.md").read_text()
+    assert "| NCBI-disease | ner | test | 1 | 1 mentions | not known | document marker: 1 | CC0-1.0 |" in card
+    assert "path: train.parquet" in card and "path: validation.parquet" not in card
+
+
+def test_what_is_missing_is_reported_with_where_to_get_it(raw, tmp_path):
+    missing = {lack["source"]: lack for lack in prepare(tmp_path / "rows", raw_dir=raw)["missing"]}
+    assert missing["NCBI-disease"]["files"] == ["devel.tsv"]
+    assert missing["BC2GM"]["files"] == ["train.tsv", "devel.tsv", "test.tsv"]
+    assert "MTL-Bioinformatics-2016" in missing["BC2GM"]["where"]
+
+
+def test_bytes_are_the_same_under_any_hash_seed_and_whatever_order_is_asked(raw, tmp_path):
+    outs = []
+    for hash_seed, names in (("0", "sample-nli,NCBI-disease,sample-relation"), ("1", "")):
+        out = tmp_path / f"rows{hash_seed}"
+        command = [
+            sys.executable,
+            "-m",
+            "medtune_jax",
+            "prepare",
+            f"--raw_dir={raw}",
+            f"--out={out}",
+            f"--sources={names}",
+        ]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(REPOSITORY)}
+        subprocess.run([*command, "--json"], check=True, env=environment, capture_output=True)
+        outs.append(contents(out))
+    assert outs[0] == outs[1] and "train.parquet" in outs[0]
+
+
+def test_another_seed_changes_wordings_and_never_the_gold(raw, tmp_path):
+    for seed in (0, 1):
+        prepare(tmp_path / str(seed), raw_dir=raw, seed=seed)
+    one, other = (read_rows(tmp_path / str(seed), "train") for seed in (0, 1))
+    assert [row.instruction for row in one] != [row.instruction for row in other]
+    assert gold_sha256(one) == gold_sha256(other)
+
+
+def test_a_folder_elsewhere_and_a_folder_named_by_alias_are_found(raw, tmp_path):
+    (raw / "NCBI-disease").rename(tmp_path / "elsewhere")
+    result = prepare(tmp_path / "rows", raw_dir=raw, raw={"ncbi": tmp_path / "elsewhere"})
+    assert result["sources"]["NCBI-disease"]["splits"]["train"]["rows"] == 2
+    (tmp_path / "elsewhere").rename(raw / "ncbi_disease")
+    assert prepare(tmp_path / "rows", raw_dir=raw, sources=["ncbi"])["rows"] == {"train": 2, "test": 1}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (
+            {"sources": ["BC2GM"]},
+            r"BC2GM is missing: no train\.tsv, devel\.tsv, test\.tsv in .*raw/BC2GM\. How to get it: CoNLL",
+        ),
+        ({"sources": ["NCBI"], "raw_dir": None}, "NCBI-disease is missing: .* in --raw_dir or --raw"),
+        ({"sources": ["BC3GM"]}, "Unknown source 'BC3GM'.* Did you mean 'BC2GM'"),
+        ({"raw": {"BC2GM": Path("nowhere")}}, "--raw=BC2GM=nowhere: no such folder"),
+        ({"raw": {"BC2GM": Path()}}, r"BC2GM is missing: no train\.tsv, .* in \."),
+        ({"raw_dir": Path("nowhere")}, "--raw_dir=nowhere: no such folder"),
+        ({"raw_dir": Path(__file__).parent}, "No source found in .*data_prep: it must hold folders named as sources"),
+    ],
+)
+def test_a_source_that_is_asked_for_and_missing_is_an_error(raw, tmp_path, monkeypatch, arguments, said):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=said):
+        prepare(tmp_path / "rows", **{"raw_dir": raw, **arguments})
+    assert not (tmp_path / "rows").exists()
+
+
+def test_an_earlier_result_is_replaced_and_anything_else_is_left_alone(raw, tmp_path):
+    out = tmp_path / "rows"
+    prepare(out, raw_dir=raw)
+    first = contents(out)
+    prepare(out, raw_dir=raw, sources=["sample-nli"])
+    assert sorted(contents(out)) == ["README.md", "manifest.json", "train.parquet"] and contents(out) != first
+    with pytest.raises(UserError, match=r"holds other files and no manifest\.json"):
+        prepare(raw, raw_dir=raw)
+    with pytest.raises(UserError, match="is a file; give a folder"):
+        prepare(raw / "NCBI-disease" / "train.tsv", raw_dir=raw)
+
+
+@pytest.mark.parametrize("failing", ["card", "rename"])
+def test_a_failure_while_writing_leaves_the_earlier_result_and_no_debris(raw, tmp_path, monkeypatch, failing):
+    out = tmp_path / "rows"
+    prepare(out, raw_dir=raw)
+    before = contents(out)
+    (raw / "NCBI-disease" / "train.tsv").write_text("other\tO\n")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    if failing == "card":
+        monkeypatch.setattr(prepare_module.card, "render", full)
+    else:
+        rename = Path.rename
+        monkeypatch.setattr(Path, "rename", lambda self, to: full() if "partial" in self.name else rename(self, to))
+    with pytest.raises(UserError, match="rows cannot be written: No space left on device"):
+        prepare(out, raw_dir=raw)
+    assert contents(out) == before
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_malformed_file_leaves_nothing_behind(raw, tmp_path):
+    (raw / "NCBI-disease" / "devel.tsv").write_text("a\tI\n")
+    with pytest.raises(UserError, match=r"devel\.tsv:1: orphan 'I'"):
+        prepare(tmp_path / "rows", raw_dir=raw)
+    assert [path.name for path in tmp_path.iterdir()] == ["raw"]
+
+
+def test_the_verb_says_what_is_wrong_with_its_flags(capsys):
+    from medtune_jax.cli.main import dispatch
+
+    for arguments, said in (
+        (["--raw_dir=x"], "--out is needed"),
+        (["--out=x"], "--raw_dir (one folder per source) or --raw=SOURCE=PATH is needed"),
+        (["--out=x", "--raw=NCBI-disease"], "--raw=NCBI-disease: SOURCE=PATH is expected"),
+    ):
+        assert dispatch(["prepare", *arguments]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_the_verb_prints_a_table_and_what_is_missing(raw, tmp_path, capsys):
+    from medtune_jax.cli.main import dispatch
+
+    assert dispatch(["prepare", f"--raw_dir={raw}", f"--raw=ncbi={raw}/NCBI-disease", f"--out={tmp_path}/rows"]) == 0
+    printed = capsys.readouterr().out
+    assert "NCBI-disease       train             2  1 mentions" in printed
+    assert "missing: BC2GM: train.tsv, devel.tsv, test.tsv. How to get it: CoNLL files" in printed
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_wordings_are_used_about_equally_and_fit_their_row_alone(source):
+    used = Counter(choose(source, "train", row, seed=0) for row in range(2000))
+    expected = 2000 / len(WORDINGS[source])
+    assert len(used) == len(WORDINGS[source]) and all(abs(n - expected) < 0.2 * expected for n in used.values())
+    assert not any("{" in wording for wording in WORDINGS[source])
+
+
+def test_the_choice_of_wording_is_fixed_for_ever():
+    assert [choose("NCBI-disease", "test", row, seed=0) for row in range(8)] == [5, 5, 0, 0, 2, 2, 1, 2]

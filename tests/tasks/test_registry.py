@@ -1,0 +1,53 @@
+"""The registry is consistent, and tells users what they may have meant."""
+
+import re
+
+import pytest
+
+from medtune_jax.data_prep.prepare import READERS
+from medtune_jax.data_prep.wordings import WORDINGS
+from medtune_jax.errors import UserError
+from medtune_jax.tasks.registry import SOURCES, UNSTATED, find_source, get_source
+
+NAMES = {"NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "JNLPBA", "BC2GM"}
+
+
+def test_sources_of_the_papers_and_the_quickstart_are_there():
+    assert {*SOURCES} == NAMES | {"sample-disease", "sample-relation", "sample-nli"}
+    assert [SOURCES[name].task.kind for name in ("BC2GM", "sample-relation", "sample-nli")] == [
+        "ner",
+        "relation",
+        "nli",
+    ]
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_every_source_is_complete(name):
+    source = SOURCES[name]
+    assert source.name == name and source.licence and source.where and source.description
+    assert source.format in READERS and len(set(WORDINGS[name])) >= 5
+    assert list(source.files) == ["train", "validation", "test"]
+    assert all(re.fullmatch("[0-9a-f]{64}", gold) and split in source.files for gold, split in source.splits.items())
+    for figure in source.published:
+        assert 0 < figure.value <= 1 and figure.metric == source.task.metric
+        assert (figure.split == UNSTATED) == (figure.n == 0)
+
+
+def test_no_two_sources_share_a_name_or_an_official_split():
+    names = [
+        name.casefold()
+        for source in SOURCES.values()
+        for name in {source.name.casefold(), *map(str.casefold, source.aliases)}
+    ]
+    hashes = [gold for source in SOURCES.values() for gold in source.splits]
+    assert len(names) == len(set(names)) and len(hashes) == len(set(hashes))
+
+
+def test_aliases_and_case_find_a_source():
+    assert get_source("ncbi") is get_source("ncbi-DISEASE") is SOURCES["NCBI-disease"]
+    assert find_source("never") is None
+
+
+def test_an_unknown_source_is_answered_with_a_close_one():
+    with pytest.raises(UserError, match=r"Unknown source 'BC5CDR-chm'\. Did you mean 'BC5CDR-chem'"):
+        get_source("BC5CDR-chm")

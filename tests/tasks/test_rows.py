@@ -1,0 +1,116 @@
+"""Rows on disk: what is read from where, what is refused, and that bytes and hashes are fixed."""
+
+import hashlib
+import json
+from dataclasses import replace
+
+import pytest
+
+from medtune_jax.errors import UserError
+from medtune_jax.tasks.rows import Row, gold_sha256, read_rows, rows_sha256, write_rows
+
+ROWS = [
+    Row("do", "a b", "a : B\nb : O", "NCBI-disease", "NCBI-disease/test/0", "doc", '{"wording": 1}'),
+    Row("do", "Zwölf\u2028\t", "", "sample-nli"),
+]
+
+
+@pytest.fixture
+def folder(tmp_path):
+    write_rows(tmp_path / "test.parquet", ROWS)
+    return tmp_path
+
+
+def test_rows_come_back_as_written(folder):
+    assert read_rows(folder, "test") == read_rows(folder / "test.parquet") == read_rows(folder) == ROWS
+    assert read_rows(folder, "test", ["sample-nli"]) == ROWS[1:]
+
+
+def test_the_same_rows_give_the_same_bytes(folder):
+    write_rows(folder / "again.parquet", ROWS)
+    assert (folder / "again.parquet").read_bytes() == (folder / "test.parquet").read_bytes()
+
+
+def test_jsonl_and_csv_are_read_with_nulls_as_empty_and_meta_objects_as_json(tmp_path):
+    records = [
+        {"instruction": None, "input": "a\u2028b", "output": "x", "source": "s", "id": 3, "meta": {"b": 1, "a": "é"}},
+        {"instruction": "i", "input": "", "output": "y", "source": "s"},
+    ]
+    (tmp_path / "x.jsonl").write_text("\r\n".join(map(json.dumps, records)) + "\n\n", encoding="utf-8")
+    expected = [Row("", "a\u2028b", "x", "s", "3", "", '{"a": "é", "b": 1}'), Row("i", "", "y", "s")]
+    assert read_rows(tmp_path / "x.jsonl") == expected
+    (tmp_path / "y.csv").write_text('source,instruction,input,output\ns,i,"a\u2028\nb",c\n', encoding="utf-8")
+    assert read_rows(tmp_path / "y.csv") == [Row("i", "a\u2028\nb", "c", "s")]
+
+
+def test_gold_hash_covers_inputs_and_outputs_in_order_and_nothing_else():
+    other = [replace(row, instruction="other", id="x", group="", meta="") for row in ROWS]
+    assert gold_sha256(other) == gold_sha256(ROWS)
+    assert rows_sha256(other) != rows_sha256(ROWS)
+    assert gold_sha256(ROWS[::-1]) != gold_sha256(ROWS)
+    # Neither the border between input and output nor that between rows can move unseen.
+    assert gold_sha256([Row("", "ab", "c", "")]) != gold_sha256([Row("", "a", "bc", "")])
+    by_hand = hashlib.sha256(b"\x02" + bytes(7) + b"ab" + b"\x02" + bytes(7) + "é".encode()).hexdigest()
+    assert gold_sha256([Row("", "ab", "é", "")]) == by_hand
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("nowhere",), "No data at nowhere"),
+        (("{}", "train"), "There is no split 'train'.* holds: test"),
+        (("{}", "test", ["NCBI-diseas"]), "no rows of source 'NCBI-diseas'. Did you mean 'NCBI-disease'"),
+        (("{}/bad.parquet",), "bad.parquet cannot be read as parquet"),
+        (("{}/bad.txt",), "bad.txt is not a data file"),
+        (("{}/empty",), "empty holds no train/validation/test"),
+        (("{}/two",), "Which split?.* holds: test, train"),
+        (("{}/few.jsonl",), "few.jsonl:2 lacks output; it has instruction, input, source"),
+        (("{}/json.jsonl",), "json.jsonl:1: not JSON"),
+        (("{}/list.jsonl",), "list.jsonl:1: a JSON object is expected, found list"),
+        (("{}/number.jsonl",), "row 1: column 'output' must be a string, found int"),
+        (("{}/none.jsonl",), "none.jsonl has no rows"),
+        (("{}/latin.csv",), r"latin.csv:2: not UTF-8 \(byte 0xe9\)"),
+        (("{}/columns.csv",), "columns.csv lacks instruction, source; it has input, output"),
+    ],
+)
+def test_bad_data_is_named(tmp_path, arguments, said):
+    write_rows(tmp_path / "test.parquet", ROWS)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "two").mkdir()
+    for split in ("train", "test"):
+        write_rows(tmp_path / "two" / f"{split}.parquet", ROWS)
+    good = {"instruction": "", "input": "", "output": "", "source": ""}
+    few = {key: "" for key in good if key != "output"}
+    for name, text in {
+        "bad.parquet": "PAR1",
+        "bad.txt": "",
+        "few.jsonl": f"{json.dumps(good)}\n{json.dumps(few)}",
+        "json.jsonl": "{",
+        "list.jsonl": "[]",
+        "number.jsonl": json.dumps({**good, "output": 1}),
+        "none.jsonl": "\n",
+        "columns.csv": "input,output\n,\n",
+    }.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "latin.csv").write_bytes(b"instruction,input,output,source\ncaf\xe9,,,\n")
+    path, *rest = arguments
+    if path == "{}":  # bad neighbours would be splits too
+        path = tmp_path / "only"
+        path.mkdir()
+        write_rows(path / "test.parquet", ROWS)
+    with pytest.raises(UserError, match=said):
+        read_rows(str(path).format(tmp_path), *rest)
+
+
+def test_missing_columns_of_parquet_are_named(tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"input": ["a"], "output": ["b"], "source": ["c"]}), tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="lacks instruction; it has input, output, source"):
+        read_rows(tmp_path / "x.parquet")
+
+
+def test_a_hub_name_without_split_is_refused_before_any_download():
+    with pytest.raises(UserError, match="Which split of the hub data set owner/name"):
+        read_rows("owner/name")
