@@ -1,9 +1,13 @@
-"""The four real corpora, read once."""
+"""The four real corpora, read once; property tests without a clock (the first example pays for lazy imports)."""
 
 import pytest
+from hypothesis import settings
 
 from medtune_jax.data_prep.conll import read_conll
 from medtune_jax.tasks.registry import SOURCES
+
+settings.register_profile("no_clock", deadline=None)
+settings.load_profile("no_clock")
 
 CORPORA = ("NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "JNLPBA")
 
