@@ -1,0 +1,117 @@
+"""Slots of one cache and the rows that pass through them."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator, Sequence
+from typing import Any, Generic, Protocol, TypeVar
+
+import numpy as np
+
+from medtune_jax.generate import decode
+from medtune_jax.model.llama import LlamaConfig
+
+
+class Waiting(Protocol):
+    """What a row must tell to be given a slot.
+
+    Attributes:
+      filled: the tokens that the cache must hold before the row's first pass.
+      need: cache positions that it may come to use.
+    """
+
+    @property
+    def filled(self) -> Sequence[int]: ...
+    @property
+    def need(self) -> int: ...
+
+
+_SMALLEST = 64  # positions of a slot
+
+Kind = TypeVar("Kind", bound=Waiting)
+
+
+def round_up(size: int, smallest: int) -> int:
+    """Returns the least of smallest x 1, 1.5, 2, 3, 4, 6, 8, ... that is at least `size`."""
+    power = smallest
+    while power < size:
+        if size <= power * 3 // 2:
+            return power * 3 // 2
+        power *= 2
+    return power
+
+
+class Slots(Generic[Kind]):
+    """A full batch: freed slots are given to the next rows, a quarter of the batch at a time.
+
+    Attributes:
+      cache: its B slots; donated to and returned by the functions of decode.py.
+      rows: [B], who is in each slot; None = free.
+    """
+
+    def __init__(
+        self,
+        weights: decode.Weights,
+        config: LlamaConfig,
+        dtype: Any,
+        feed: Iterator[Kind],
+        batch: int,
+        *,
+        shapes: set[tuple[Any, ...]],
+        chunk: int,
+    ):
+        self.rows: list[Kind | None] = [None] * batch
+        self.cache = decode.empty_cache(config, batch, _SMALLEST, dtype)
+        self._weights, self._config = weights, config
+        self._feed, self._again = feed, deque[Kind]()
+        self._chunk = chunk
+        self._shapes = shapes
+
+    @property
+    def length(self) -> int:
+        """Positions of each slot."""
+        return self.cache.length
+
+    def active(self) -> list[tuple[int, Kind]]:
+        """Returns (slot, row) of every taken slot."""
+        return [(slot, row) for slot, row in enumerate(self.rows) if row is not None]
+
+    def free(self, slot: int) -> None:
+        self.rows[slot] = None
+
+    def put_back(self, row: Kind) -> None:
+        """Lets a row begin again before those that wait."""
+        self._again.append(row)
+
+    def admit(self) -> bool:
+        """Prefills waiting rows into free slots if they are worth a prefill; returns whether any slot is taken."""
+        free = [slot for slot, row in enumerate(self.rows) if row is None]
+        taken = []
+        for slot in free[: len(free) // self._chunk * self._chunk]:
+            row = self._again.popleft() if self._again else next(self._feed, None)
+            if row is None:
+                break
+            self.rows[slot] = row
+            taken.append((slot, row))
+        if taken:
+            self._fit()
+            for start in range(0, len(taken), self._chunk):
+                self._prefill(taken[start : start + self._chunk])
+        return any(row is not None for row in self.rows)
+
+    def _fit(self) -> None:
+        length = round_up(max(row.need for _, row in self.active()), _SMALLEST)
+        if length != self.length:
+            self.cache = decode.resize(self.cache, length)
+
+    def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
+        sequence = round_up(max(len(row.filled) for _, row in taken), 16)
+        tokens = np.zeros((self._chunk, sequence), np.int32)
+        lengths = np.zeros(self._chunk, np.int32)
+        slots = np.full(self._chunk, len(self.rows), np.int32)  # beyond the last slot: written nowhere
+        for index, (slot, row) in enumerate(taken):
+            lengths[index] = len(row.filled)
+            tokens[index, : lengths[index]] = row.filled
+            slots[index] = slot
+        self._shapes.add(("prefill", *tokens.shape, *self.cache.k[0].shape[::2]))
+        self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)
