@@ -1,8 +1,9 @@
 """Checkpoints on disk: the one place that talks to Orbax.
 
 checkpoints/<step>/ holds `params` and `optimizer` (sharded arrays) and `meta` (JSON: format version, step, the resolved
-configuration, the identity of what the run was made from, the model's config.json). A checkpoint appears under its name
-only when it is complete. Saving is asynchronous: a call returns when the state has been copied and may be donated.
+configuration, the identity of what the run was made from, a checksum of each of the other two). A checkpoint appears
+under its name only when it is complete. Saving is asynchronous: a call returns when the state has been copied and may
+be donated.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
 from medtune_jax.config import Config, changed_math, from_dict, to_dict
@@ -50,23 +52,29 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
         """Opens `folder`; what an interrupted write left behind is removed, unless read_only."""
         self.folder = folder
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only)
+        self._opened: ocp.CheckpointManager | None = None
         if not read_only:
             self._remove_temporary()
-        self._manager = ocp.CheckpointManager(
-            folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only),
-            item_names=("params", "optimizer", "meta"),
-        )
 
     def __enter__(self) -> Checkpoints:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._manager.close()
+        if self._opened is not None:
+            self._opened.close()
+
+    @property
+    def _manager(self) -> ocp.CheckpointManager:
+        """Orbax's own; it makes the folder, so it is opened only when there is something to read or write."""
+        if self._opened is None:
+            names = ("params", "optimizer", "meta")
+            self._opened = ocp.CheckpointManager(self.folder.absolute(), options=self._options, item_names=names)
+        return self._opened
 
     def steps(self) -> list[int]:
         """Returns the steps that are on disk, ascending."""
-        return sorted(self._manager.all_steps())
+        return sorted(self._manager.all_steps()) if self.folder.is_dir() else []
 
     def save(self, step: int, state: TrainState, config: Config, identity: Identity) -> None:
         """Begins to write checkpoint `step`.
@@ -74,16 +82,17 @@ class Checkpoints:
         Raises:
           UserError: the disk is full (for this write or the one before it); older checkpoints are untouched.
         """
-        meta = {"format": FORMAT, "step": step, "config": to_dict(config), "identity": dataclasses.asdict(identity)}
+        items = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+        meta = {
+            "format": FORMAT,
+            "step": step,
+            "config": to_dict(config),
+            "identity": dataclasses.asdict(identity),
+            "checksums": {name: int(checksum(item)) for name, item in items.items()},
+        }
+        arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         with self._disk_errors():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(state.params),
-                    optimizer=ocp.args.StandardSave({"step": state.step, "state": state.opt_state}),
-                    meta=ocp.args.JsonSave(meta),
-                ),
-            )
+            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises like `save`."""
@@ -105,13 +114,15 @@ class Checkpoints:
             try:
                 meta = self.read_meta(step)
                 self._refuse_others(step, meta, config, identity)
-                state = self._read_state(step, abstract)
+                params = self._read(step, "params", abstract.params, meta)
+                optimizer = {"step": abstract.step, "state": abstract.opt_state}
+                found = self._read(step, "optimizer", optimizer, meta)
             except UserError:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
                 self._set_aside(step, error)
                 continue
-            return state
+            return TrainState(found["step"], params, found["state"])
         if steps:
             raise UserError(
                 f"None of the checkpoints in {self.folder} is readable (steps {', '.join(map(str, steps))}; "
@@ -131,18 +142,13 @@ class Checkpoints:
 
     def read_params(self, step: int, abstract: Any) -> Any:
         """Returns the parameters alone, laid out and typed as `abstract` says."""
-        args = ocp.args.Composite(params=ocp.args.StandardRestore(abstract))
-        return self._manager.restore(step, args=args).params
+        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
 
-    def _read_state(self, step: int, abstract: TrainState) -> TrainState:
-        optimizer = {"step": abstract.step, "state": abstract.opt_state}
-        found = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(abstract.params), optimizer=ocp.args.StandardRestore(optimizer)
-            ),
-        )
-        return TrainState(found.optimizer["step"], found.params, found.optimizer["state"])
+    def _read(self, step: int, name: str, abstract: Any, meta: dict[str, Any]) -> Any:
+        item = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)}))[name]
+        if int(checksum(item)) != meta["checksums"][name]:
+            raise ValueError(f"the checksum of its {name} is wrong")
+        return item
 
     def _refuse_others(self, step: int, meta: dict[str, Any], config: Config, identity: Identity) -> None:
         where = f"Cannot resume {self.folder / str(step)}"
@@ -188,6 +194,20 @@ class Checkpoints:
                 f"The disk is full: no checkpoint could be written to {self.folder} ({free:,.0f} MB free). "
                 "Earlier checkpoints are whole; make room, or lower --config.checkpoint.keep, and run the same command."
             ) from error
+
+
+@jax.jit
+def checksum(tree: Any) -> jax.Array:
+    """Returns a uint32 that depends on every bit of every leaf and its place, and not on how they are sharded."""
+    total = jnp.zeros((), jnp.uint32)
+    for leaf in jax.tree.leaves(tree):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f"uint{8 * leaf.dtype.itemsize}")).astype(jnp.uint32)
+        place = jnp.zeros(leaf.shape, jnp.uint32)
+        for axis, size in enumerate(leaf.shape):
+            place = place * size + jax.lax.broadcasted_iota(jnp.uint32, leaf.shape, axis)
+        # odd multipliers lose no bit; integer sums do not depend on their order
+        total = total * jnp.uint32(0x9E3779B1) + jnp.sum(bits * (2 * place + 1), dtype=jnp.uint32)
+    return total
 
 
 _SPOKEN = {

@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from medtune_jax.model.llama import LlamaConfig, mask_padding
 from medtune_jax.sharding import constrain
 
+Sums = tuple[jax.Array, jax.Array]  # (weighted, plain)
+
 _PIECE_BYTES = 2**26  # float32 logits of a piece on one device
 _PIECE_MULTIPLE = 64
 
@@ -66,7 +68,7 @@ def _fused(
 ) -> tuple[jax.Array, jax.Array]:
     head = _gathered(head_DV, hidden_BMD)
 
-    def piece(sums: tuple[jax.Array, jax.Array], inputs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, ...], None]:
+    def piece(sums: Sums, inputs: tuple[jax.Array, ...]) -> tuple[Sums, None]:
         hidden_BCD, targets_BC, weights_BC = inputs
         loss_BC, _, _ = _piece_loss(config, hidden_BCD, head, targets_BC)
         return _add(sums, loss_BC, weights_BC), None
@@ -82,13 +84,11 @@ def _fused_forward(
     head_DV: jax.Array,
     targets_BM: jax.Array,
     weights_BM: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+) -> tuple[Sums, tuple[jax.Array, jax.Array]]:
     head = _gathered(head_DV, hidden_BMD)
     columns_V = jnp.arange(config.padded_vocab)
 
-    def piece(
-        carry: tuple[jax.Array, tuple[jax.Array, jax.Array]], inputs: tuple[jax.Array, ...]
-    ) -> tuple[tuple[jax.Array, tuple[jax.Array, jax.Array]], jax.Array]:
+    def piece(carry: tuple[jax.Array, Sums], inputs: tuple[jax.Array, ...]) -> tuple[tuple[jax.Array, Sums], jax.Array]:
         d_head_DV, sums = carry
         hidden_BCD, targets_BC, weights_BC = inputs
         loss_BC, logits_BCV, normalizer_BC = _piece_loss(config, hidden_BCD, head, targets_BC)
@@ -112,7 +112,7 @@ def _fused_backward(
     config: LlamaConfig,
     chunk: int,
     gradients: tuple[jax.Array, jax.Array],
-    cotangents: tuple[jax.Array, jax.Array],
+    cotangents: Sums,
 ) -> tuple[jax.Array | None, ...]:
     d_hidden_BMD, d_head_DV = gradients
     scale = cotangents[0]
@@ -145,10 +145,10 @@ def _piece_loss(
     return normalizer_BC - target_BC, logits_BCV, normalizer_BC
 
 
-def _no_sums() -> tuple[jax.Array, jax.Array]:
+def _no_sums() -> Sums:
     return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
 
 
-def _add(sums: tuple[jax.Array, ...], loss_BC: jax.Array, weights_BC: jax.Array) -> tuple[jax.Array, ...]:
+def _add(sums: Sums, loss_BC: jax.Array, weights_BC: jax.Array) -> Sums:
     weighted, plain = sums
     return weighted + jnp.sum(loss_BC * weights_BC), plain + jnp.sum(jnp.where(weights_BC != 0, loss_BC, 0.0))

@@ -4,44 +4,40 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
-from types import FrameType, TracebackType
+from types import FrameType
+from typing import Any
 
 from medtune_jax.errors import EXIT_INTERRUPTED
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_STDERR = 2  # written to directly: print is not safe in a signal handler
 
 
 class StopRequest:
-    """True once a signal has come. Listens while it is entered, in the main thread only."""
+    """Listens for the signals while it is entered (in the main thread only).
+
+    Attributes:
+      requested: the name of the signal that came, "" before.
+    """
 
     def __init__(self) -> None:
-        self._name = ""
-
-    def __bool__(self) -> bool:
-        return bool(self._name)
-
-    @property
-    def name(self) -> str:
-        return self._name
+        self.requested = ""
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
-        self._previous = {}
         if threading.current_thread() is threading.main_thread():
             self._previous = {number: signal.signal(number, self._handle) for number in _SIGNALS}
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         name = signal.Signals(number).name
-        if self:
-            os.write(sys.__stderr__.fileno(), f"\n{name} again: ended at once.\n".encode())
+        if self.requested:
+            os.write(_STDERR, f"\n{name}, the second signal: ended at once.\n".encode())
             os._exit(EXIT_INTERRUPTED)
-        self._name = name
-        os.write(sys.__stderr__.fileno(), f"\n{name}: saving after this step; again to end at once.\n".encode())
+        self.requested = name
+        os.write(_STDERR, f"\n{name}: saving after this step. Once more ends at once.\n".encode())

@@ -18,12 +18,12 @@ class TrainState(NamedTuple):
     """Everything that training changes.
 
     Attributes:
-      step: int32 scalar, updates done.
+      step: int32 scalar array, updates done.
       params: float32, the tree of model/llama.py.
       opt_state: optax's state; moments lie as their parameters do.
     """
 
-    step: jax.Array
+    step: Any
     params: Params
     opt_state: Any
 

@@ -21,7 +21,7 @@ from medtune_jax.train.loss import chunk_size, linear_cross_entropy
 from medtune_jax.train.optimizer import Optimizer
 from medtune_jax.train.state import TrainState, abstract_state, shardings
 
-Batch = dict[str, jax.Array]
+Batch = dict[str, Any]  # arrays, or their ShapeDtypeStructs when lowering
 Metrics = dict[str, jax.Array]
 
 
@@ -44,9 +44,7 @@ def abstract_batch(batch: dict[str, Any], mesh: Mesh) -> Batch:
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in batch.items()}
 
 
-def make_train_step(
-    config: Config, model_config: LlamaConfig, optimizer: Optimizer, mesh: Mesh
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted (state, batch) -> (state, metrics); the state passed in is given up (donated).
 
     A batch is that of data/loader.py: int32 tokens, positions, segment_ids [B, S], loss_positions, targets [B, M] and
@@ -98,9 +96,7 @@ def make_train_step(
     )
 
 
-def make_eval_step(
-    config: Config, model_config: LlamaConfig, mesh: Mesh
-) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+def make_eval_step(config: Config, model_config: LlamaConfig, mesh: Mesh) -> jax.stages.Wrapped:
     """Returns the jitted (params, batch) -> (sum of the unweighted loss in nats, loss tokens), float32 scalars."""
     sums = _make_sums(config, model_config, mesh)
 

@@ -1,0 +1,150 @@
+"""What a run is made from: architecture, tokenizer, rows as batches, and the identity of it all."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from jax.sharding import Mesh
+
+from medtune_jax.config import Config
+from medtune_jax.convert.hf_config import config_to_hf
+from medtune_jax.convert.hf_import import read_config, weights_sha256
+from medtune_jax.data.encode import EncodedRows, encode_rows
+from medtune_jax.data.loader import Batch, TrainData, evaluation_batches
+from medtune_jax.data.packing import order
+from medtune_jax.data.prompts import Template, get_template
+from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
+from medtune_jax.errors import UserError
+from medtune_jax.model.llama import LlamaConfig
+from medtune_jax.sharding import BATCH_AXES
+from medtune_jax.tasks.rows import Row, read_rows
+from medtune_jax.train.checkpoints import Identity
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Inputs:
+    """Everything but weights and state.
+
+    Attributes:
+      source: the Hugging Face directory that gave config, tokenizer and (on a first start) weights.
+      data: the batches of the run; evaluation: the held-out batches, empty where there are none.
+      row_ids: the ids of the training rows as read.
+    """
+
+    source: Path
+    model: LlamaConfig
+    tokenizer: Tokenizer
+    data: TrainData
+    evaluation: list[Batch]
+    row_ids: tuple[str, ...]
+    identity: Identity
+
+
+def read_inputs(config: Config, mesh: Mesh) -> Inputs:
+    """Reads and checks what `config` names; see train/loop.py for what it raises."""
+    _check_batch(config, mesh)
+    source = Path(config.model.path)
+    model = _model_config(config, source)
+    tokenizer = load_tokenizer(source)
+    check_vocab(tokenizer, model.vocab_size)
+    template = get_template(config.data.template)
+    rows = read_rows(config.data.path, split="train", sources=config.data.sources)
+    data = TrainData(
+        _encode(config, tokenizer, template, rows, "train"),
+        max_length=config.data.max_length,
+        batch_size=config.train.batch_size,
+        packing=config.data.packing,
+        seed=config.train.seed,
+        steps=config.train.steps,
+        epochs=config.train.epochs,
+    )
+    identity = Identity(
+        base_weights=weights_sha256(source),
+        tokenizer=tokenizer.sha256,
+        template=template.sha256,
+        data=data.sha256,
+        model=config_to_hf(model),
+    )
+    evaluation = _evaluation(config, tokenizer, template)
+    return Inputs(source, model, tokenizer, data, evaluation, tuple(row.id for row in rows), identity)
+
+
+def _check_batch(config: Config, mesh: Mesh) -> None:
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    micro = config.train.batch_size // config.train.accumulation
+    if micro % ways:
+        raise UserError(
+            f"A micro-batch of {micro} sequences (train.batch_size / train.accumulation) cannot be split over {ways} "
+            "devices (mesh dcn_data x data x fsdp): make batch_size a multiple of accumulation x that number."
+        )
+
+
+def _model_config(config: Config, source: Path) -> LlamaConfig:
+    found = read_config(source)
+    wanted = config.model.max_positions
+    if wanted is not None and wanted != found.max_positions:
+        if wanted > found.max_positions:
+            _log.warning(
+                "model.max_positions raised from %d to %d: the checkpoint has never seen the positions beyond; its "
+                "answers there rest on this training alone.",
+                found.max_positions,
+                wanted,
+            )
+        found = dataclasses.replace(found, max_positions=wanted)
+    if config.data.max_length > found.max_positions:
+        raise UserError(
+            f"data.max_length is {config.data.max_length}, but the model in {source} has {found.max_positions} "
+            f"positions: set --config.data.max_length={found.max_positions}, or --config.model.max_positions="
+            f"{config.data.max_length} to extrapolate."
+        )
+    return found
+
+
+def _evaluation(config: Config, tokenizer: Tokenizer, template: Template) -> list[Batch]:
+    """Returns the held-out batches; none, with a warning, where the data has no such split."""
+    split, path, sources = config.evaluation.split, Path(config.data.path), config.data.sources
+    if not config.evaluation.every_steps:
+        return []
+    if path.is_file():
+        _log.warning("No evaluation during training: %s is one file, without a split '%s'.", path, split)
+        return []
+    try:
+        rows = [row for row in read_rows(config.data.path, split) if row.source in sources or not sources]
+    except UserError as error:
+        _log.warning("No evaluation during training: %s", error)
+        return []
+    if not rows:
+        _log.warning("No evaluation during training: no %s rows of %s.", split, ", ".join(sources))
+        return []
+    rows = [rows[i] for i in sorted(order(len(rows), seed=0, epoch=0)[: config.evaluation.max_rows])]
+    micro = config.train.batch_size // config.train.accumulation
+    return evaluation_batches(_encode(config, tokenizer, template, rows, split), config.data.max_length, micro)
+
+
+def _encode(config: Config, tokenizer: Tokenizer, template: Template, rows: list[Row], split: str) -> EncodedRows:
+    encoded, report = encode_rows(
+        tokenizer,
+        template,
+        rows,
+        max_length=config.data.max_length,
+        overlong=config.data.overlong,
+        decision_weight=config.train.decision_weight,
+    )
+    if report.dropped or report.truncated:
+        _log.warning(
+            "%s: %d of %d rows are longer than %d tokens (the longest %d): %d dropped, %d cut.",
+            split,
+            report.dropped + report.truncated,
+            report.rows,
+            config.data.max_length,
+            report.longest,
+            report.dropped,
+            report.truncated,
+        )
+    return encoded
