@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from medtune_jax.errors import UserError
+
 SUMMARY = "score existing predictions, no model needed"
 
 
@@ -26,6 +28,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Scores and returns the summary of scores."""
     from medtune_jax.evaluate.score import score_file
 
+    if flags.data and not Path(flags.data).is_dir():
+        raise UserError(f"--data={flags.data} is not a folder of rows as `medtune prepare` writes it.")
     path = Path(flags.predictions)
     out = Path(flags.out) if flags.out else path if path.is_dir() else path.parent
     return score_file(path, out, protocol=flags.protocol, data=flags.data).summary(out)

@@ -10,7 +10,7 @@ CSS = """
 * { box-sizing: border-box; }
 body { margin: 0; background: var(--page); color: var(--ink); line-height: 1.5;
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 32px 20px 80px; }
+main { max-width: 1120px; margin: 0 auto; padding: 32px 20px 80px; }
 h1 { font-size: 26px; margin: 0 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 19px; margin: 0 0 2px; }
 h3 { font-size: 15px; margin: 20px 0 6px; }
@@ -28,7 +28,7 @@ th { color: var(--soft); font-weight: 600; font-size: 13px; }
 th:first-child, td:first-child, .text { text-align: left; }
 td.note { text-align: left; white-space: normal; color: var(--soft); font-size: 13px; min-width: 150px; }
 td { font-variant-numeric: tabular-nums; }
-td .ci { color: var(--soft); font-size: 12px; margin-left: 4px; }
+td .ci { display: block; color: var(--soft); font-size: 12px; }
 tr.model td { font-weight: 600; } tr.model td .ci, tr.model td.note { font-weight: 400; }
 .lead { color: var(--ink); }
 .provenance td { white-space: normal; text-align: left; overflow-wrap: anywhere; }

@@ -25,7 +25,9 @@ def group_index(groups: Sequence[str]) -> np.ndarray:
     return np.array([numbers.setdefault(group or row, len(numbers)) for row, group in enumerate(groups)], np.int64)
 
 
-def resampled_totals(statistics: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0):
+def resampled_totals(
+    statistics: np.ndarray, groups: np.ndarray, resamples: int = RESAMPLES, seed: int = 0
+) -> np.ndarray:
     """Returns float64 [R, K], the summed statistics of each resample of the groups.
 
     The draws depend on the number of groups and the seed only, so two runs over the same rows meet the same resamples.

@@ -108,7 +108,7 @@ def page(comparison: Mapping[str, Any]) -> str:
     ]
     for name, entry in comparison["sources"].items():
         rows = [
-            f'<tr class="{"model" if row[0] else ""}"><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>'
+            f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>'
             + "".join(html.value_cell(text) for text in row[2:])
             + "</tr>"
             for row in _rows(comparison, entry)

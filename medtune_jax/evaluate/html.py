@@ -13,6 +13,7 @@ from medtune_jax.evaluate import report
 from medtune_jax.evaluate.assets import CSS, SCRIPT
 from medtune_jax.evaluate.report import Line, percent
 
+_TEXT_COLUMNS = frozenset({"task", "metric", "run", "model", "scores", "note", "what", "said"})
 ROWS_SHOWN = 1000  # rows with errors per source that the page carries; all of them lie in errors.jsonl
 
 
@@ -83,7 +84,7 @@ def bars(lines: Sequence[Line], metric: str) -> str:
 
 def table(head: Sequence[str], rows: Sequence[str], css: str = "") -> str:
     """Returns a table; `head` is text, `rows` are markup <tr>s."""
-    cells = "".join(f"<th>{escape(name)}</th>" for name in head)
+    cells = "".join(f'<th class="{"text" if name in _TEXT_COLUMNS else ""}">{escape(name)}</th>' for name in head)
     return f'<div class="scroll"><table class="{css}"><tr>{cells}</tr>{"".join(rows)}</table></div>'
 
 
@@ -109,8 +110,9 @@ def _header(document: Mapping[str, Any], model: str) -> str:
         constant = next((report.cell(line, entry["metric"]) for line in lines if line.who == "constant answer"), "")
         exact = f"{percent(entry['parse']['exact'] / entry['n'])}%"
         rows.append(
-            f'<tr class="model"><td>{escape(name)}</td><td>{escape(entry["task"])}</td><td>{entry["n"]:,}</td>'
-            f"<td>{escape(entry['metric'])}</td>{value_cell(report.cell(lines[0], entry['metric']))}"
+            f'<tr><td>{escape(name)}</td><td class="text">{escape(entry["task"])}</td><td>{entry["n"]:,}</td>'
+            f'<td class="text">{escape(entry["metric"])}</td>'
+            f"{value_cell(report.cell(lines[0], entry['metric']))}"
             f"<td>{escape(constant.partition(' ')[0])}</td><td>{exact}</td></tr>"
         )
     head = ["source", "task", "n", "metric", "this model", "constant answer", "exact outputs"]
@@ -234,7 +236,7 @@ def _provenance(document: Mapping[str, Any]) -> str:
     rows = [
         f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in report.provenance_items(document)
     ]
-    return f"<section><h2>Provenance</h2>{table(['what', 'value'], rows, 'provenance')}</section>"
+    return f"<section><h2>Provenance</h2>{table(['what', 'said'], rows, 'provenance')}</section>"
 
 
 def _short(text: str, limit: int = 28) -> str:

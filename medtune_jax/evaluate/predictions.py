@@ -34,7 +34,7 @@ class Prediction:
       row: position in the split that was evaluated (before a limit was applied).
       output: the gold output.
       finish_reason: why generation stopped; "" where it is not known.
-      generated_tokens: number of tokens decoded, the end-of-sequence token included.
+      generated_tokens: number of tokens written, the end of the sequence not counted.
       key: identifies what was asked of which model (see `prediction_key`); "" where it is not known.
     """
 

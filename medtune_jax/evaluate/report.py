@@ -8,6 +8,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+# Columns after the leading metric; metrics that are not named here follow by name.
+_ORDER = ("f1", "precision", "recall", "f1_strict", "f1_positive", "accuracy", "macro_f1", "echo_rate")
 MARKDOWN_ERRORS = 20  # per source; all of them lie in errors.jsonl
 
 
@@ -51,9 +53,9 @@ def published(entry: Mapping[str, Any], rows: Literal["same rows", "other rows"]
 
 
 def metric_names(entry: Mapping[str, Any]) -> list[str]:
-    """Returns the entry's metrics, the leading one first, then by name."""
-    leading = entry["metric"]
-    return [leading, *sorted(name for name in entry["metrics"] if name != leading)]
+    """Returns the entry's metrics in the order of columns, the leading one first."""
+    ordered = dict.fromkeys((entry["metric"], *_ORDER, *sorted(entry["metrics"])))
+    return [name for name in ordered if name in entry["metrics"]]
 
 
 def percent(value: float, digits: int = 2) -> str:

@@ -251,6 +251,7 @@ def answer(
                 max_new_tokens=[budgets[index] for index in missing],
                 batch_size=batch_size,
                 seed=0 if greedy else decoding["seed"],
+                rows=[one.row for one in asked],  # a row's draws are its own, also where a run continues
                 on_done=done,
             )
     return counts
@@ -309,9 +310,10 @@ def _stoppable(folder: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        partial = folder / PARTIAL
-        kept = partial.read_bytes().count(b"\n") if partial.is_file() else 0
-        raise Interrupted(f"{kept} answers are kept in {partial}: give the same command again to continue.") from None
+        partial, kept = folder / PARTIAL, ""
+        if partial.is_file():
+            kept = f"{len(partial.read_bytes().splitlines()):,} answers are kept in {partial}. "
+        raise Interrupted(f"{kept}Give the same command again to continue.") from None
     finally:
         if in_main_thread:
             signal.signal(signal.SIGTERM, before)

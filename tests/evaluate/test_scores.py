@@ -63,6 +63,20 @@ def test_a_prompt_that_was_too_long_is_a_wrong_row_of_the_same_n():
     assert entry["finish_reasons"] == {"eos": 3, "prompt_too_long": 1}
 
 
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda text: "\n".join(reversed(text.split("\n"))),
+        lambda text: "\n".join(line for line in text.split("\n") if not line.endswith(" : B")),
+        lambda text: text.replace(" : B", " : O"),
+    ],
+    ids=["reversed", "entity lines dropped", "entities unmarked"],
+)
+def test_spoilt_lines_lower_the_entity_score(spoil):
+    rows = [replace(one, generated=spoil(one.output)) for one in perfect(NER)]
+    assert score(rows, **FEW).document["sources"][NER]["metrics"]["f1"] < 0.8
+
+
 @given(st.lists(st.sampled_from(["B", "I", "O"]), min_size=5, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_entity_scores_equal_seqeval(tags):

@@ -1,0 +1,254 @@
+"""An evaluation run asks what is missing, survives a stop anywhere, and ends in scores."""
+
+import json
+import os
+import signal
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import pytest
+from evaluate_samples import NER, NLI, RELATION, perfect
+
+from medtune_jax.cli import main
+from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.evaluate.predictions import FINAL, PARTIAL, read_predictions
+from medtune_jax.evaluate.run import evaluate
+from medtune_jax.evaluate.score import score_file
+from medtune_jax.tasks.rows import Row, write_rows
+
+
+@dataclass(frozen=True)
+class Answer:
+    tokens: tuple[int, ...]
+    text: str
+    finish_reason: str
+    passes: int
+
+
+class Oracle:
+    """An engine that knows the gold outputs, answers from the last row to the first, and can be stopped."""
+
+    def __init__(self, gold):
+        self.gold, self.stop_after, self.stop, self.calls = gold, None, None, []
+        self.tokenizer = SimpleNamespace(bos_id=1, sha256="t", encode=lambda text: [ord(letter) for letter in text])
+
+    def _answer(self, inputs, reason, on_done):
+        for done, index in enumerate(reversed(range(len(inputs)))):
+            if done == self.stop_after:
+                self.stop()
+            on_done(index, Answer((5, 6), self.gold[inputs[index]], reason, 3))
+
+    def decode_template(self, requests, template, *, batch_size, on_done):
+        self.calls.append([request.input for request in requests])
+        assert all(request.allowed.spans(self.gold[request.input]) is not None for request in requests)
+        self._answer([request.input for request in requests], "constrained", on_done)
+
+    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, on_done):
+        texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
+        inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
+        self.calls.append(list(zip(rows, max_new_tokens, strict=True)))
+        self.method, self.seed = method, seed
+        self._answer(inputs, "eos", on_done)
+
+
+@pytest.fixture
+def data(tmp_path):
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    rows = [Row("Do it.", one.input, one.output, one.source, one.id) for one in perfect()]
+    write_rows(folder / "test.parquet", rows)
+    write_rows(folder / "train.parquet", rows[:3])
+    return folder
+
+
+@pytest.fixture
+def oracle(monkeypatch):
+    engine = Oracle({one.input: one.output for one in perfect()})
+    engine.template = "alpaca"
+    monkeypatch.setattr(
+        "medtune_jax.train.load.load_model",
+        lambda path, dtype: SimpleNamespace(
+            params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m"
+        ),
+    )
+    monkeypatch.setattr("medtune_jax.generate.engine.Engine", lambda *arguments, dtype: engine)
+    return engine
+
+
+def _bytes(folder, *names):
+    return {name: (folder / name).read_bytes() for name in names or (FINAL, "scores.json", "rows.parquet", "report.md")}
+
+
+@pytest.mark.parametrize("decode", ["template", "greedy", "sample"])
+def test_an_oracle_scores_exactly_one(tmp_path, data, oracle, decode):
+    result = evaluate("m", data, "test", tmp_path / "out", decode=decode)
+    assert {entry["metrics"][entry["metric"]] for entry in result["sources"].values()} == {1.0}
+    assert {entry["parse"]["exact"] / entry["n"] for entry in result["sources"].values()} == {1.0}
+    timing = json.loads((tmp_path / "out" / "timing.json").read_bytes())
+    assert timing == result["timing"]
+    assert (timing["rows"], timing["generated_tokens"], timing["forward_passes_per_row"]) == (12, 24, 3.0)
+    read = read_predictions(tmp_path / "out")
+    assert [one.row for one in read] == list(range(12))
+    assert {(one.finish_reason, one.generated_tokens) for one in read} == {
+        ("constrained" if decode == "template" else "eos", 2)
+    }
+
+
+def test_scoring_its_predictions_again_gives_the_same_bytes(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "out")
+    score_file(tmp_path / "out", tmp_path / "again", data=data)
+    names = ("scores.json", "rows.parquet", "errors.jsonl", "report.md", "report.html")
+    assert _bytes(tmp_path / "out", *names) == _bytes(tmp_path / "again", *names)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 11])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, data, oracle, number, stop_after):
+    evaluate("m", data, "test", tmp_path / "undisturbed", decode="sample", seed=3)
+    handler = signal.getsignal(signal.SIGTERM)
+    oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), number)
+    with pytest.raises(Interrupted, match=f"{stop_after} answers are kept in .*{PARTIAL}"):
+        evaluate("m", data, "test", tmp_path / "out", decode="sample", seed=3)
+    assert signal.getsignal(signal.SIGTERM) is handler
+    assert not (tmp_path / "out" / FINAL).exists()
+    oracle.stop_after = None
+    result = evaluate("m", data, "test", tmp_path / "out", decode="sample", seed=3)
+    assert result["timing"]["rows_answered_now"] == 12 - stop_after
+    assert oracle.calls[-1] == oracle.calls[0][: 12 - stop_after]  # the same rows' own randomness and budgets
+    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "undisturbed")
+
+
+def test_a_finished_run_asks_nothing_again(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "out")
+    before = _bytes(tmp_path / "out")
+    assert evaluate("m", data, "test", tmp_path / "out")["timing"]["rows_answered_now"] == 0
+    assert len(oracle.calls) == 1
+    assert _bytes(tmp_path / "out") == before
+
+
+def test_answers_of_another_decoding_are_not_taken_over(tmp_path, data, oracle, caplog):
+    evaluate("m", data, "test", tmp_path / "out", decode="greedy")
+    evaluate("m", data, "test", tmp_path / "out", decode="greedy", max_new_tokens=7)
+    assert [len(call) for call in oracle.calls] == [12, 12]
+    assert "12 earlier answers are dropped" in caplog.text
+
+
+def test_a_limit_takes_the_first_rows_of_each_source_and_says_so(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "out", limit=2)
+    assert [one.row for one in read_predictions(tmp_path / "out")] == [0, 1, 5, 6, 8, 9]
+    document = json.loads((tmp_path / "out" / "scores.json").read_bytes())
+    assert document["provenance"]["limit"] == 2
+    assert {entry["split"] for entry in document["sources"].values()} == {None}
+    evaluate("m", data, "test", tmp_path / "out")
+    assert len(oracle.calls[-1]) == 6  # what was answered under the limit is kept
+
+
+def test_budgets_are_the_tasks_own_unless_given(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "a", decode="greedy")
+    assert [budget for _, budget in oracle.calls[-1]] == [1536] * 5 + [32] * 7
+    evaluate("m", data, "test", tmp_path / "b", decode="greedy", max_new_tokens=9)
+    assert {budget for _, budget in oracle.calls[-1]} == {9}
+
+
+def test_sampling_is_as_asked_for(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "a", decode="sample", temperature=0.5, top_k=4, top_p=0.9, seed=8)
+    method = oracle.method
+    assert (method.temperature, method.top_k, method.top_p, oracle.seed) == (0.5, 4, 0.9, 8)
+
+
+def test_the_template_is_the_models_own_unless_forced(tmp_path, data, oracle):
+    with pytest.raises(UserError, match=r"tuned with template 'alpaca', not 'medtuned_eval'.*--force_template"):
+        evaluate("m", data, "test", tmp_path / "out", template="medtuned_eval")
+    evaluate("m", data, "test", tmp_path / "out", template="medtuned_eval", force_template=True)
+    assert json.loads((tmp_path / "out" / "provenance.json").read_bytes())["template"] == "medtuned_eval"
+    oracle.template = None
+    with pytest.raises(UserError, match=r"does not say with which prompt template.*--template, one of medtuned_train"):
+        evaluate("m", data, "test", tmp_path / "out")
+
+
+def test_a_source_without_a_task_is_named(tmp_path, data, oracle):
+    oracle.gold["Some text ."] = "Something."
+    rows = [Row("Do it.", "Some text .", "Something.", "my-corpus")]
+    write_rows(data / "other.parquet", rows + [Row("", one.input, one.output, one.source) for one in perfect(NLI)])
+    with pytest.raises(UserError, match=r"Source 'my-corpus' is not in the registry.*--decode=greedy"):
+        evaluate("m", data, "other", tmp_path / "out")
+    with pytest.raises(UserError, match=r"Source 'my-corpus' is not in the registry.*--max_new_tokens"):
+        evaluate("m", data, "other", tmp_path / "out", decode="greedy")
+    result = evaluate("m", data, "other", tmp_path / "out", decode="greedy", max_new_tokens=5)
+    assert (list(result["sources"]), result["not_scored"]["my-corpus"]["n"]) == ([NLI], 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"decode": "beem"}, "Unknown decoding 'beem'"),
+        ({"protocol": "align"}, "Unknown protocol 'align'. Did you mean 'aligned'"),
+        ({"limit": 0}, "--limit is 0"),
+        ({"sources": ["sample-nil"]}, "no rows of source 'sample-nil'. Did you mean 'sample-nli'"),
+        ({"split": "dev"}, "no split 'dev'"),
+    ],
+)
+def test_mistakes_are_named_before_the_model_is_loaded(tmp_path, data, oracle, arguments, message):
+    with pytest.raises(UserError, match=message):
+        evaluate("m", data, **{"split": "test", "out": tmp_path / "out", **arguments})
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_command_evaluates_scores_and_reports(tmp_path, data, oracle, capsys):
+    out = tmp_path / "out"
+    command = ["evaluate", "--model=m", f"--data={data}", f"--out={out}", f"--sources={NER},{RELATION}"]
+    assert main.dispatch([*command, "--json"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert list(result["sources"]) == [NER, RELATION]
+    assert main.dispatch(command) == 0
+    assert "100.00 [100.00, 100.00]" in capsys.readouterr().out
+    assert main.dispatch(["score", f"--predictions={out}", f"--data={data}", f"--out={tmp_path / 's'}", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert {**scored, "out": "", "scores": "", "report": ""} == {
+        **{key: value for key, value in result.items() if key != "timing"},
+        "out": "",
+        "scores": "",
+        "report": "",
+    }
+
+
+def test_the_command_exits_75_when_stopped(tmp_path, data, oracle, capsys):
+    oracle.stop_after, oracle.stop = 2, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    assert main.dispatch(["evaluate", "--model=m", f"--data={data}", f"--out={tmp_path / 'out'}"]) == 75
+    assert "Give the same command again to continue" in capsys.readouterr().err
+
+
+def test_results_of_a_run_lie_in_its_folder(tmp_path, data, oracle, capsys):
+    assert main.dispatch(["evaluate", f"--model={tmp_path / 'hf'}", f"--data={data}"]) == 2
+    assert "--out is missing" in capsys.readouterr().err
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    assert main.dispatch(["evaluate", f"--model={tmp_path / 'run'}", f"--data={data}"]) == 0
+    assert (tmp_path / "run" / "evaluation" / "test-template" / "scores.json").is_file()
+
+
+def test_score_names_a_mistake(tmp_path, capsys):
+    assert main.dispatch(["score", f"--predictions={tmp_path / 'no.jsonl'}"]) == 2
+    assert "does not exist" in capsys.readouterr().err
+    assert main.dispatch(["score", f"--predictions={tmp_path}", f"--data={tmp_path / 'typo'}"]) == 2
+    assert "typo is not a folder" in capsys.readouterr().err
+
+
+def test_a_real_checkpoint_is_evaluated_and_template_decoding_is_never_malformed(tmp_path, data, shared_data):
+    model = shared_data / "models" / "stories260K"
+    result = evaluate(model, data, "test", tmp_path / "t", template="alpaca", sources=[NLI, NER], batch_size=4)
+    for entry in result["sources"].values():
+        assert entry["parse"]["exact"] == entry["n"] and entry["parse"]["kinds"] == {}
+    assert result["sources"][NER]["metrics"]["echo_rate"] == 1.0
+    free = evaluate(
+        model,
+        data,
+        "test",
+        tmp_path / "g",
+        template="alpaca",
+        sources=[NLI],
+        decode="greedy",
+        max_new_tokens=4,
+        batch_size=4,
+    )
+    assert free["sources"][NLI]["n"] == 4
+    assert {one.finish_reason for one in read_predictions(tmp_path / "g")} <= {"eos", "length"}
