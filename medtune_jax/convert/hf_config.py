@@ -14,12 +14,18 @@ def config_from_hf(hf: dict[str, Any]) -> LlamaConfig:
     Raises:
       UserError: a field is missing, or asks for something that Llama 2 and 3 do not have.
     """
+    if not isinstance(hf, dict):
+        raise UserError("config.json: not a JSON object.")
     if hf.get("model_type", "llama") != "llama":
         raise UserError(f"config.json: model_type is '{hf['model_type']}'; only 'llama' is supported.")
     for key, plain in (("attention_bias", False), ("mlp_bias", False), ("hidden_act", "silu")):
         if hf.get(key, plain) != plain:
             raise UserError(f"config.json: {key} is {hf[key]!r}; only {plain!r} is supported.")
-    rope = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    if hf.get("quantization_config"):
+        raise UserError(
+            "config.json: the weights are quantised (quantization_config); give the unquantised checkpoint."
+        )
+    rope: dict[str, Any] = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
     try:
@@ -32,27 +38,49 @@ def config_from_hf(hf: dict[str, Any]) -> LlamaConfig:
             )
         elif kind != "default":
             raise UserError(f"config.json: RoPE type '{kind}' is not supported; 'default' and 'llama3' are.")
-        heads = hf["num_attention_heads"]
-        eos = hf.get("eos_token_id", 2)
+        heads = _count(hf, "num_attention_heads")
+        kv_heads = _count({"num_key_value_heads": hf.get("num_key_value_heads") or heads}, "num_key_value_heads")
+        head_dim = _count({"head_dim": hf.get("head_dim") or _count(hf, "hidden_size") // heads}, "head_dim")
+        if heads % kv_heads or head_dim % 2:
+            raise UserError(
+                f"config.json: {heads} query heads, {kv_heads} key-value heads, head_dim {head_dim}: query heads must "
+                "be a multiple of key-value heads, and head_dim even."
+            )
         return LlamaConfig(
-            vocab_size=hf["vocab_size"],
-            hidden_size=hf["hidden_size"],
-            intermediate_size=hf["intermediate_size"],
-            num_layers=hf["num_hidden_layers"],
+            vocab_size=_count(hf, "vocab_size"),
+            hidden_size=_count(hf, "hidden_size"),
+            intermediate_size=_count(hf, "intermediate_size"),
+            num_layers=_count(hf, "num_hidden_layers"),
             num_heads=heads,
-            num_kv_heads=hf.get("num_key_value_heads") or heads,
-            head_dim=hf.get("head_dim") or hf["hidden_size"] // heads,
-            max_positions=hf["max_position_embeddings"],
-            rms_norm_eps=hf["rms_norm_eps"],
+            num_kv_heads=kv_heads,
+            head_dim=head_dim,
+            max_positions=_count(hf, "max_position_embeddings"),
+            rms_norm_eps=float(hf["rms_norm_eps"]),
             rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))),
             rope_scaling=scaling,
             tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
-            initializer_range=hf.get("initializer_range", 0.02),
-            bos_id=hf.get("bos_token_id", 1),
-            eos_id=eos[0] if isinstance(eos, list) else eos,
+            initializer_range=float(hf.get("initializer_range", 0.02)),
+            bos_id=_token(hf, "bos_token_id", 1),
+            eos_id=_token(hf, "eos_token_id", 2),
         )
     except KeyError as missing:
         raise UserError(f"config.json: {missing.args[0]} is missing; is this a Llama checkpoint?") from None
+    except (TypeError, ValueError) as error:
+        raise UserError(f"config.json: a number was expected: {error}.") from None
+
+
+def _count(hf: dict[str, Any], key: str) -> int:
+    value = hf[key]
+    if type(value) is not int or value < 1:
+        raise UserError(f"config.json: {key} is {value!r}; a positive whole number is expected.")
+    return value
+
+
+def _token(hf: dict[str, Any], key: str, default: int) -> int:
+    """Returns a token id; of several (Llama 3's ends) the first; Llama's own where the file says null."""
+    value = hf.get(key)
+    value = value[0] if isinstance(value, list) and value else value
+    return value if isinstance(value, int) else default
 
 
 def config_to_hf(config: LlamaConfig) -> dict[str, Any]:

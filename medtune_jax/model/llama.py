@@ -163,8 +163,9 @@ def param_shardings(config: LlamaConfig, mesh: Any) -> Params:
 
     def leaf(row: Parameter) -> Any:
         shape = list(row.shape(config))
-        if "kv_heads" in row.axes and config.num_kv_heads % mesh.shape["tensor"]:
-            shape[row.axes.index("kv_heads")] = config.num_kv_heads  # a head is never cut in two
+        for axis, heads in (("heads", config.num_heads), ("kv_heads", config.num_kv_heads)):
+            if axis in row.axes and heads % mesh.shape["tensor"]:
+                shape[row.axes.index(axis)] = heads  # a head is never cut in two
         return parameter_sharding(row.path, tuple(shape), row.axes, mesh)
 
     return build_params(config, leaf)
@@ -245,8 +246,8 @@ def layer(
     batch, sequence, _ = x_BSD.shape
 
     def heads(kernel: str, count: int, axis: str) -> jax.Array:
-        y = constrain(dense(h_BSD, weights[kernel]["kernel"]), "batch", "sequence", axis)
-        return y.reshape(batch, sequence, count, config.head_dim)
+        y = dense(h_BSD, weights[kernel]["kernel"]).reshape(batch, sequence, count, config.head_dim)
+        return constrain(y, "batch", "sequence", axis, None)
 
     h_BSD = rms_norm(x_BSD, weights["input_layernorm"]["scale"], config.rms_norm_eps)
     q_BSHE = rotate(heads("q_proj", config.num_heads, "heads"), *rope)
