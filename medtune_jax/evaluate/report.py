@@ -125,7 +125,9 @@ def markdown(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], r
       redacted: sources whose texts must not be shown (credentialed).
     """
     model = document["provenance"].get("model", "predictions")
-    parts = [f"# Evaluation of {plain(model)}", f"Protocol `{document['protocol']}`. Figures in percent."]
+    limit = document["provenance"].get("limit")
+    about = f"Protocol `{document['protocol']}`. Figures in percent."
+    parts = [f"# Evaluation of {plain(model)}", about + (f" Only the first {limit} rows per source." if limit else "")]
     parts.append(markdown_table(["source", "task", "n", "metric", "this model", "exact outputs"], _summary(document)))
     for name, entry in document["sources"].items():
         parts.append(f"## {plain(name)}\n\n{rows_line(entry)}\n{parse_line(entry)}")

@@ -138,6 +138,8 @@ def test_a_limit_takes_the_first_rows_of_each_source_and_says_so(tmp_path, data,
     assert [one.row for one in read_predictions(tmp_path / "out")] == [0, 1, 5, 6, 8, 9]
     document = json.loads((tmp_path / "out" / "scores.json").read_bytes())
     assert document["provenance"]["limit"] == 2
+    for report in ("report.md", "report.html"):
+        assert "nly the first 2 rows per source" in (tmp_path / "out" / report).read_text()
     assert {entry["split"] for entry in document["sources"].values()} == {None}
     evaluate("m", data, "test", tmp_path / "out")
     assert len(oracle.calls[-1]) == 6  # what was answered under the limit is kept
