@@ -23,6 +23,7 @@ import orbax.checkpoint as ocp
 
 from medtune_jax.config import Config, changed_math, from_dict, to_dict
 from medtune_jax.errors import UserError
+from medtune_jax.model.llama import Params
 from medtune_jax.train.state import TrainState
 
 FORMAT = 1
@@ -49,13 +50,11 @@ class Identity:
 class Checkpoints:
     """The checkpoints of one run folder. Use as a context manager: leaving it waits for the write under way."""
 
-    def __init__(self, folder: Path, keep: int, *, read_only: bool = False):
-        """Opens `folder`; what an interrupted write left behind is removed, unless read_only."""
+    def __init__(self, folder: Path, keep: int | None = None):
+        """Keeps the newest `keep` checkpoints of `folder` (None = all). Nothing is touched before `restore` or `save`."""
         self.folder = folder
-        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, read_only=read_only, create=not read_only)
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._opened: ocp.CheckpointManager | None = None
-        if not read_only:
-            self._remove_temporary()
 
     def __enter__(self) -> Checkpoints:
         return self
@@ -103,16 +102,18 @@ class Checkpoints:
     def restore(self, abstract: TrainState, config: Config, identity: Identity) -> TrainState | None:
         """Returns the newest readable state, laid out as `abstract` says (any mesh); None where there is none.
 
-        Unreadable checkpoints are set aside, with a warning, in `unreadable/` beside this folder.
+        What an interrupted write left behind is removed; unreadable checkpoints are set aside, with a warning, in
+        `unreadable/` beside this folder.
 
         Raises:
           UserError: checkpoints exist but none is readable, or the newest readable one is of another run: format
             version, math field of the configuration, weights, tokenizer, template or data, each by name.
         """
+        self._remove_temporary()
         steps = self.steps()
         for step in reversed(steps):
             try:
-                meta = self.read_meta(step)
+                meta = self._read_meta(step)
                 self._refuse_others(step, meta, config, identity)
                 params = self._read(step, "params", abstract.params, meta)
                 optimizer = {"step": abstract.step, "state": abstract.opt_state}
@@ -130,8 +131,27 @@ class Checkpoints:
             )
         return None
 
-    def read_meta(self, step: int) -> dict[str, Any]:
-        """Returns what the checkpoint says of itself; raises UserError for another format version."""
+    def read_params(self, abstract: Params) -> tuple[Params, dict[str, Any]]:
+        """Returns the newest parameters, laid out and typed as `abstract` says, and what the checkpoint says of itself.
+
+        Raises:
+          UserError: there is no checkpoint, or the newest is unreadable or of another format version.
+        """
+        steps = self.steps()
+        if not steps:
+            raise UserError(f"{self.folder} holds no checkpoint yet: train until the first one is saved.")
+        try:
+            meta = self._read_meta(steps[-1])
+            return self._read(steps[-1], "params", abstract, meta), meta
+        except UserError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
+            raise UserError(
+                f"Checkpoint {self.folder / str(steps[-1])} is unreadable: {_reason(error)}. "
+                "`medtune train` on this run goes on from the one before."
+            ) from error
+
+    def _read_meta(self, step: int) -> dict[str, Any]:
         meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
         if meta["format"] != FORMAT:
             raise UserError(
@@ -140,13 +160,10 @@ class Checkpoints:
             )
         return meta
 
-    def read_params(self, step: int, abstract: Any) -> Any:
-        """Returns the parameters alone, laid out and typed as `abstract` says."""
-        return self._manager.restore(step, args=ocp.args.Composite(params=ocp.args.StandardRestore(abstract))).params
-
     def _read(self, step: int, name: str, abstract: Any, meta: dict[str, Any]) -> Any:
         item = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)}))[name]
-        if int(checksum(item)) != meta["checksums"][name]:
+        as_stored = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(item)) or name != "params"
+        if as_stored and int(checksum(item)) != meta["checksums"][name]:
             raise ValueError(f"the checksum of its {name} is wrong")
         return item
 
@@ -167,13 +184,13 @@ class Checkpoints:
         return self.folder.parent / "unreadable"
 
     def _set_aside(self, step: int, error: Exception) -> None:
-        reason = " ".join(str(error).split())[:200]
-        _log.warning("Checkpoint %s is unreadable, looking for the one before: %s", self.folder / str(step), reason)
+        where = self.folder / str(step)
+        _log.warning("Checkpoint %s is unreadable, looking for the one before: %s", where, _reason(error))
         if jax.process_index() == 0:
             target = self._aside / str(step)
             shutil.rmtree(target, ignore_errors=True)
             self._aside.mkdir(exist_ok=True)
-            (self.folder / str(step)).rename(target)
+            where.rename(target)
         self._manager.reload()
 
     def _remove_temporary(self) -> None:
@@ -217,6 +234,10 @@ _SPOKEN = {
     "data": "rows, or another plan of batches (data.path)",
     "model": "architecture (config.json)",
 }
+
+
+def _reason(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 def _disk_is_full(error: BaseException | None) -> bool:

@@ -8,13 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from medtune_jax.config import MeshConfig
 from medtune_jax.convert.hf_import import load_params, read_config, read_template, weights_sha256
 from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
+from medtune_jax.sharding import make_mesh
+from medtune_jax.train.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class LoadedModel:
       params: the tree of model/llama.py.
       config, tokenizer: its own.
       template: the template that it was tuned with; None where its folder names none.
-      sha256: identity of the weights.
+      sha256: identity of the weights; for a run, of what it was made from, its step and its checksums.
     """
 
     params: Params
@@ -55,22 +59,13 @@ def load_model(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = Non
 
 
 def _load_run(folder: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
-    from medtune_jax.config import MeshConfig
-    from medtune_jax.sharding import make_mesh
-    from medtune_jax.train.checkpoints import Checkpoints
-
     config = read_config(folder / "model")
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
     if mesh is None:
-        import jax
-
         mesh = make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
-    with Checkpoints(folder / "checkpoints", keep=1, read_only=True) as checkpoints:
-        steps = checkpoints.steps()
-        if not steps:
-            raise UserError(f"The run {folder} has no checkpoint yet: train until the first one is saved.")
-        meta = checkpoints.read_meta(steps[-1])
-        params = checkpoints.read_params(steps[-1], abstract_params(config, dtype, mesh))
-    identity = hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
+    with Checkpoints(folder / "checkpoints") as checkpoints:
+        params, meta = checkpoints.read_params(abstract_params(config, dtype, mesh))
+    told = {name: meta[name] for name in ("step", "identity", "checksums")}
+    identity = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return LoadedModel(params, config, tokenizer, meta["config"]["data"]["template"], identity)
