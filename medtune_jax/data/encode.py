@@ -265,9 +265,7 @@ def _encode(
         weights[begin:] = 1.0
         if i in offsets:
             spans = np.asarray(decisions[i]) + len(prompts[i]) + template.output_at
-            decides = _overlap(offsets[i][1], spans)
-            decides[: begin - 1] = False
-            weights[1:-1][decides] = decision_weight
+            weights[1:-1][_overlap(offsets[i][1], spans)] = decision_weight
         encoded.append(Encoded(tokens, weights, begin))
     return encoded
 

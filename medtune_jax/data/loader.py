@@ -121,7 +121,7 @@ class TrainData:
             rows = order(len(self._rows), self._seed, epoch)
             if self._packing:
                 packs = pack(self._lengths, self._max_length, rows)
-                packs = [packs[i] for i in order(len(packs), self._seed, epoch, stream=1)]
+                packs = [packs[i] for i in order(len(packs), self._seed, epoch)]
             else:
                 packs = [(row,) for row in rows.tolist()]
             self._cached = dict([*self._cached.items()][-1:]) | {epoch: packs}

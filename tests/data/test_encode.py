@@ -1,6 +1,7 @@
 """The loss falls on the completion and EOS, on nothing else, whatever the text and the tokenizer."""
 
 import logging
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -94,6 +95,20 @@ def test_decision_tokens_weigh_more_and_nothing_else_changes(tokenizer):
     decides = weighed.weights == 3
     assert (weighed.weights[~decides] == plain.weights[~decides]).all()
     assert tokenizer.decode(weighed.tokens[decides].tolist()).split() == ["B", "I", "I", "O", "O", "O"]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_a_token_is_a_decision_exactly_where_it_shares_a_character_with_one(tokenizer, name):
+    template = TEMPLATES[name]
+    label = Row("Which relation?", "Sentence 1: a\nSentence 2: b", "Contradiction", "sample-nli")
+    for row, decides in ((label, [range(13)]), (ROW, [(m.start() + 3,) for m in re.finditer(" : ", ROW.output)])):
+        prompt, completion = template.prompt(row.instruction, row.input), template.completion(row.output)
+        at = len(prompt) + completion.index(row.output)
+        characters = {at + character for span in decides for character in span}
+        _, spans = tokenizer.encode_with_offsets(prompt + completion)
+        touched = [bool(characters & set(range(*span))) for span in spans]
+        assert sum(touched) >= len(decides)
+        assert (encode_row(tokenizer, template, row, 3.0).weights == 3).tolist() == [False, *touched, False]
 
 
 def test_a_decision_after_characters_of_many_bytes_is_found(tokenizer):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import medtune_jax
+from medtune_jax.data import packing
 from medtune_jax.data.encode import Encoded, EncodedRows
 from medtune_jax.data.loader import TrainData, evaluation_batches
 from medtune_jax.errors import UserError
@@ -110,6 +111,22 @@ def test_the_loss_budget_is_a_multiple_of_64_or_the_whole_sequence():
         TrainData(rows, max_length=length, batch_size=1, packing=True, seed=0, steps=1).budget for length in (90, 1024)
     ]
     assert budgets == [90, 128]
+
+
+@settings(max_examples=20, deadline=None)
+@given(content=st.integers(0, 999))
+def test_the_loss_budget_is_what_the_fullest_sequence_of_any_epoch_needs(content):
+    random = np.random.default_rng(content)
+    rows = []
+    for _ in range(40):
+        length = int(random.integers(20, 200))
+        prompt = int(random.integers(length // 2, length))
+        rows.append(Encoded(np.ones(length, np.int32), (np.arange(length) >= prompt).astype(np.float32), prompt))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "WINDOW", 4)  # so that epochs differ in which rows meet
+        data = plan(rows, max_length=512, epochs=6.0)
+        needed = max(np.count_nonzero(data.batch(step)["weights"], axis=1).max() for step in range(data.total_steps))
+    assert data.budget == 64 * np.ceil(needed / 64)
 
 
 def test_a_batch_depends_on_nothing_but_the_step():

@@ -20,14 +20,14 @@ def test_an_order_is_a_permutation_and_depends_on_nothing_else(n, seed, epoch):
     assert (first == order(n, seed, epoch)).all()
 
 
-def test_seed_epoch_and_stream_each_change_the_order():
-    orders = [order(50, *key[:2], stream=key[2]).tolist() for key in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]]
-    assert len({tuple(found) for found in orders}) == 4
+def test_seed_and_epoch_each_change_the_order():
+    orders = [order(50, *key).tolist() for key in [(0, 0), (1, 0), (0, 1), (2**32, 0), (-1, 0)]]
+    assert len({tuple(found) for found in orders}) == len(orders)
 
 
 def test_the_hash_is_splitmix64_so_that_a_plan_outlives_library_versions():
     assert packing._mix(np.zeros(1, np.uint64))[0] == 0xE220A8397B1DCDAF  # its first output from state 0
-    assert order(8, 0, 0).tolist() == [0, 1, 4, 2, 3, 6, 7, 5]
+    assert order(8, 0, 0).tolist() == [0, 1, 6, 3, 5, 4, 2, 7]
 
 
 def test_an_order_is_unbiased():
@@ -40,13 +40,10 @@ def test_an_order_is_unbiased():
 @given(lengths=st.lists(st.integers(1, 64), max_size=200), seed=SEEDS, window=st.sampled_from([1, 7, 4096]))
 def test_every_row_is_packed_once_and_no_pack_is_over_length(lengths, seed, window):
     rows = order(len(lengths), seed, 0)
-    before = packing.WINDOW
-    packing.WINDOW = window
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(packing, "WINDOW", window)
         packs = pack(lengths, 64, rows)
         again = pack(np.array(lengths), 64, rows)
-    finally:
-        packing.WINDOW = before
     assert sorted(row for members in packs for row in members) == list(range(len(lengths)))
     assert all(sum(lengths[row] for row in members) <= 64 for members in packs)
     assert packs == again
@@ -59,14 +56,18 @@ def test_rows_that_fill_sequences_exactly_leave_no_gap():
     assert sorted(map(sorted, pack([60, 4, 32, 32, 64], 64, np.arange(5)))) == [[0, 1], [2, 3], [4]]
 
 
+def test_a_row_goes_where_the_least_room_is_left():
+    assert sorted(map(sorted, pack([40, 30, 24], 64, np.arange(3)))) == [[0, 2], [1]]
+
+
 @pytest.mark.parametrize("lengths", [[5, 65], [0, 3]])
 def test_a_row_that_cannot_be_packed_is_refused(lengths):
     with pytest.raises(ValueError, match="a pack takes 1 to 64"):
         pack(lengths, 64, np.arange(2))
 
 
-@pytest.mark.parametrize(("max_length", "bar"), [(1024, 0.99), (2048, 0.99), (4096, 0.99)])
-def test_real_rows_fill_sequences(llama2, ncbi_rows, max_length, bar):
+def test_real_rows_fill_99_percent_of_sequences(llama2, ncbi_rows):
     rows = encode_rows(llama2, get_template("medtuned_train"), ncbi_rows)[0]
-    packs = pack(rows.lengths, max_length, order(len(rows), 0, 0))
-    assert rows.lengths.sum() / (len(packs) * max_length) >= bar
+    for max_length in (1024, 2048, 4096):
+        packs = pack(rows.lengths, max_length, order(len(rows), 0, 0))
+        assert rows.lengths.sum() / (len(packs) * max_length) >= 0.99
