@@ -44,6 +44,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
     )
+    number(
+        "max_positions",
+        None,
+        "Positions of prompt and answer together; the checkpoint's own without it (raising it extrapolates).",
+        lower_bound=2,
+        flag_values=flags,
+    )
     absl_flags.DEFINE_float("temperature", 1.0, "Of --decode=sample.", flag_values=flags)
     number("top_k", 0, "Of --decode=sample; 0 = all tokens.", flag_values=flags)
     absl_flags.DEFINE_float("top_p", 1.0, "Of --decode=sample.", flag_values=flags)
@@ -67,6 +74,7 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         max_new_tokens=flags.max_new_tokens,
         batch_size=flags.batch_size,
         dtype=flags.dtype,
+        max_positions=flags.max_positions,
         temperature=flags.temperature,
         top_k=flags.top_k,
         top_p=flags.top_p,

@@ -34,8 +34,10 @@ _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
 _DERIVED = ".rotary_emb.inv_freq"  # old checkpoints store RoPE's frequencies; they follow from the config
 
 
-def read_config(folder: str | Path) -> LlamaConfig:
+def read_config(folder: str | Path, max_positions: int | None = None) -> LlamaConfig:
     """Returns the architecture that config.json describes.
+
+    max_positions replaces the file's max_position_embeddings where given; raising it is warned of.
 
     Raises:
       UserError: the folder or the file is missing or damaged, or the architecture is not supported.
@@ -49,9 +51,19 @@ def read_config(folder: str | Path) -> LlamaConfig:
     except ValueError as error:
         raise UserError(f"{path} is not JSON: {error}") from None
     try:
-        return config_from_hf(found)
+        config = config_from_hf(found)
     except UserError as error:
         raise UserError(f"{path.parent}: {error}") from None
+    if max_positions is None:
+        return config
+    if max_positions > config.max_positions:
+        logging.getLogger(__name__).warning(
+            "Positions raised from %d to %d: what %s does beyond rests on no training but yours.",
+            config.max_positions,
+            max_positions,
+            folder,
+        )
+    return dataclasses.replace(config, max_positions=max_positions)
 
 
 def read_template(folder: str | Path) -> str | None:

@@ -44,6 +44,7 @@ def evaluate(
     max_new_tokens: int | None = None,
     batch_size: int = 32,
     dtype: str = "float32",
+    max_positions: int | None = None,
     temperature: float = 1.0,
     top_k: int = 0,
     top_p: float = 1.0,
@@ -63,6 +64,7 @@ def evaluate(
       force_template: allow another template than the model's own.
       limit: only the first so many rows of each source.
       max_new_tokens: budget of free decoding; None = each task's own.
+      max_positions: of prompt and answer together; None = the checkpoint's own.
       temperature, top_k, top_p, seed: of `sample`.
 
     Returns:
@@ -80,9 +82,11 @@ def evaluate(
     with _stoppable(folder):
         rows = choose_rows(data, split, sources, limit)
         budgets = [_budget(row, decode, max_new_tokens) for _, row in rows]
-        engine, own_template, identity = _load(model, dtype)
+        engine, own_template, identity = _load(model, dtype, max_positions)
         form = choose_template(own_template, template, force_template, str(model))
         decoding: dict[str, Any] = {"method": decode, "dtype": dtype}
+        if max_positions is not None:
+            decoding["max_positions"] = max_positions
         if decode != "template":
             decoding["max_new_tokens"] = max_new_tokens or "each task's own"
         if decode == "sample":
@@ -276,12 +280,12 @@ def _budget(row: Row, decode: Decode, asked: int | None) -> int:
     return source.task.max_new_tokens
 
 
-def _load(model: str | Path, dtype: str) -> tuple[Engine, str | None, dict[str, str]]:
+def _load(model: str | Path, dtype: str, max_positions: int | None) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
     from medtune_jax.generate.engine import Engine
     from medtune_jax.train.load import load_model
 
-    loaded = load_model(model, dtype=dtype)
+    loaded = load_model(model, dtype=dtype, max_positions=max_positions)
     engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=dtype)
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}
     return engine, loaded.template, identity

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import logging
 import math
 from dataclasses import dataclass
@@ -86,17 +85,7 @@ def _check_batch(config: Config, mesh: Mesh) -> None:
 
 
 def _model_config(config: Config, source: Path) -> LlamaConfig:
-    found = read_config(source)
-    wanted = config.model.max_positions
-    if wanted is not None and wanted != found.max_positions:
-        if wanted > found.max_positions:
-            _log.warning(
-                "model.max_positions raised from %d to %d: the checkpoint has never seen the positions beyond; its "
-                "answers there rest on this training alone.",
-                found.max_positions,
-                wanted,
-            )
-        found = dataclasses.replace(found, max_positions=wanted)
+    found = read_config(source, config.model.max_positions)
     if config.data.max_length > found.max_positions:
         raise UserError(
             f"data.max_length is {config.data.max_length}, but the model in {source} has {found.max_positions} "

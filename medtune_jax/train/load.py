@@ -39,8 +39,12 @@ class LoadedModel:
     sha256: str
 
 
-def load_model(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None) -> LoadedModel:
+def load_model(
+    path: str | Path, dtype: Any = "float32", mesh: Mesh | None = None, max_positions: int | None = None
+) -> LoadedModel:
     """Loads a Hugging Face directory, or the newest checkpoint of a run folder (parameters only).
+
+    max_positions replaces the checkpoint's own where given; raising it is warned of.
 
     Raises:
       UserError: `path` is neither, or its files are missing, damaged or do not belong together.
@@ -48,18 +52,18 @@ def load_model(path: str | Path, dtype: Any = "float32", mesh: Mesh | None = Non
     folder = Path(path)
     dtype = jnp.dtype(dtype)
     if (folder / "checkpoints").is_dir():
-        return _load_run(folder, dtype, mesh)
+        return _load_run(folder, dtype, mesh, max_positions)
     if not (folder / "config.json").is_file():
         raise UserError(f"No model at {folder}: it is neither a Hugging Face directory nor a run folder.")
-    config = read_config(folder)
+    config = read_config(folder, max_positions)
     tokenizer = load_tokenizer(folder)
     check_vocab(tokenizer, config.vocab_size)
     params = load_params(folder, config, dtype, mesh)
     return LoadedModel(params, config, tokenizer, read_template(folder), weights_sha256(folder))
 
 
-def _load_run(folder: Path, dtype: Any, mesh: Mesh | None) -> LoadedModel:
-    config = read_config(folder / "model")
+def _load_run(folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None) -> LoadedModel:
+    config = read_config(folder / "model", max_positions)
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
     if mesh is None:
