@@ -300,7 +300,8 @@ def _truncate_input(
         return _encode(tokenizer, template, [shorter], [decisions], decision_weight, index)[0]
 
     # Words kept: `low` fits, `high` does not. Nearly every added word adds tokens, so bisection finds a longest fit.
-    low, high, best = 0, len(ends) - 1, cut(0)
+    # All words may fit where the whole input did not: white space after the last one is cut too.
+    low, high, best = 0, len(ends), cut(0)
     if len(best.tokens) > max_length:
         raise UserError(
             f"{_name(row, index)} has {len(best.tokens)} tokens even without its input; the limit is {max_length}. "

@@ -219,10 +219,18 @@ def test_truncation_cuts_whole_words_of_the_input_and_nothing_else(pieces, limit
     words = LONG.input.split()
     kept = shown.split()
     assert kept == words[: len(kept)]
-    assert report.truncated == (len(kept) < len(words))
-    if report.truncated:  # one word more would not have fitted
+    assert report.truncated or kept == words
+    if len(kept) < len(words):  # one word more would not have fitted
         longer = replace(LONG, input=" ".join(words[: len(kept) + 1]))
         assert len(encode_row(pieces, TRAIN, longer).tokens) > limit
+
+
+def test_truncation_cuts_no_word_where_cutting_white_space_is_enough(pieces):
+    row = replace(FREE, input="the MEFV gene\n\n\n\n")
+    limit = len(encode_row(pieces, TRAIN, row).tokens) - 1
+    rows, report = encode_rows(pieces, TRAIN, [row], max_length=limit, overlong="truncate_input")
+    assert report.truncated == 1
+    assert "### Input: the MEFV gene\n ###" in pieces.decode(rows[0].tokens)
 
 
 def test_truncation_keeps_the_decisions_of_the_output(pieces):
