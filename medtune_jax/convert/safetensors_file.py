@@ -19,7 +19,7 @@ import numpy as np
 
 from medtune_jax.errors import UserError
 
-BLOCK_BYTES = 32 << 20  # what one read or write holds in memory
+BLOCK_BYTES = 8 << 20  # what one read or write holds; more is no faster, and the allocator keeps several
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 FLOAT_DTYPES = {
