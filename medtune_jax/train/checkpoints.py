@@ -51,7 +51,7 @@ class Checkpoints:
     """The checkpoints of one run folder. Use as a context manager: leaving it waits for the write under way."""
 
     def __init__(self, folder: Path, keep: int | None = None):
-        """Keeps the newest `keep` checkpoints of `folder` (None = all). Nothing is touched before `restore` or `save`."""
+        """Keeps the newest `keep` checkpoints of `folder` (None = all); touches nothing before `restore` or `save`."""
         self.folder = folder
         self._options = ocp.CheckpointManagerOptions(max_to_keep=keep)
         self._opened: ocp.CheckpointManager | None = None

@@ -82,7 +82,7 @@ def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimi
         metrics = {
             "loss": plain / count,
             "weighted_loss": weighted,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))),
             "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
             "loss_tokens": count,
         }
