@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -86,7 +87,8 @@ def test_key_value_heads_fewer_than_tensor_are_replicated_and_logged(caplog: pyt
 def test_what_does_not_divide_is_an_error_that_names_the_parameter(
     field: str, value: int, mesh: dict[str, int], parameter: str
 ) -> None:
-    config = dataclasses.replace(CONFIG, **{field: value})
+    changes: dict[str, Any] = {field: value}
+    config = dataclasses.replace(CONFIG, **changes)
     with pytest.raises(UserError) as error:
         param_shardings(config, make_mesh(MeshConfig(**mesh)))
     assert parameter in str(error.value) and str(value) in str(error.value)

@@ -25,7 +25,11 @@ def config_from_hf(hf: dict[str, Any]) -> LlamaConfig:
         raise UserError(
             "config.json: the weights are quantised (quantization_config); give the unquantised checkpoint."
         )
-    rope: dict[str, Any] = {**(hf.get("rope_scaling") or {}), **(hf.get("rope_parameters") or {})}
+    rope: dict[str, Any] = {
+        "rope_theta": hf.get("rope_theta", 10000.0),
+        **(hf.get("rope_scaling") or {}),
+        **(hf.get("rope_parameters") or {}),
+    }
     kind = rope.get("rope_type", rope.get("type", "default"))
     scaling = None
     try:
@@ -56,7 +60,7 @@ def config_from_hf(hf: dict[str, Any]) -> LlamaConfig:
             head_dim=head_dim,
             max_positions=_count(hf, "max_position_embeddings"),
             rms_norm_eps=float(hf["rms_norm_eps"]),
-            rope_theta=float(rope.get("rope_theta", hf.get("rope_theta", 10000.0))),
+            rope_theta=float(rope["rope_theta"]),
             rope_scaling=scaling,
             tie_embeddings=bool(hf.get("tie_word_embeddings", False)),
             initializer_range=float(hf.get("initializer_range", 0.02)),

@@ -321,7 +321,7 @@ def forward(
     else:
         rows_B1 = jnp.arange(tokens_BS.shape[0])[:, None]
 
-        def cached(carry: tuple[jax.Array, Cache], inputs: tuple[Params, jax.Array]) -> tuple[Any, None]:
+        def cached(carry: Any, inputs: tuple[Params, jax.Array]) -> tuple[Any, None]:
             x, held = carry
             weights, index = inputs
 

@@ -41,7 +41,7 @@ def save_checkpoint(folder: Path, *, shards: str = "1GB", dtype: torch.dtype = t
     """Writes a random Llama with TINY's fields, overridden by `fields`; weights large enough to show mistakes."""
     config = transformers.LlamaConfig(**{**TINY, **fields})
     torch.manual_seed(0)
-    model = transformers.LlamaForCausalLM(config)
+    model: Any = transformers.LlamaForCausalLM(config)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             noise = torch.randn_like(parameter)

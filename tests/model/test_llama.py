@@ -49,14 +49,13 @@ def _logits(params: Params, tokens_BS: jax.Array, positions_BS: jax.Array, segme
     return logits(params, CONFIG, hidden)[..., : CONFIG.vocab_size]
 
 
-def pack(documents: list[np.ndarray]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def pack(documents: list[np.ndarray]) -> tuple[jax.Array, ...]:
     """Returns tokens, positions and segment ids, each [1, S]."""
-    padding = np.zeros(PADDING, np.int32)
-    return (
-        np.concatenate([*documents, padding])[None],
-        np.concatenate([*(np.arange(len(document)) for document in documents), padding])[None].astype(np.int32),
-        np.concatenate([*(np.full(len(d), i + 1) for i, d in enumerate(documents)), padding])[None].astype(np.int32),
-    )
+    padding = [0] * PADDING
+    tokens = np.concatenate([*documents, padding])
+    positions = np.concatenate([*(np.arange(len(document)) for document in documents), padding])
+    segments = np.concatenate([*(np.full(len(document), i + 1) for i, document in enumerate(documents)), padding])
+    return tuple(jnp.asarray(values[None], jnp.int32) for values in (tokens, positions, segments))
 
 
 def documents() -> list[np.ndarray]:
@@ -141,14 +140,14 @@ def test_the_cache_gives_the_logits_of_the_full_forward(params: Params) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_linen_module_has_the_table_as_its_tree_and_the_same_logits(tied: bool) -> None:
     config = LlamaConfig(**{**CONFIG.__dict__, "tie_embeddings": tied})
-    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    tokens = jnp.arange(24).reshape(2, 12)
     variables = jax.jit(Llama(config).init)(jax.random.key(0), tokens)
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables["params"])
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_params(config))
-    positions = np.broadcast_to(np.arange(12), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
     hidden, _ = forward(variables["params"], config, tokens, positions_BS=positions)
     expected = logits(variables["params"], config, hidden)
-    np.testing.assert_allclose(Llama(config).apply(variables, tokens), expected, atol=1e-5, rtol=1e-5)
+    np.testing.assert_allclose(np.asarray(Llama(config).apply(variables, tokens)), expected, atol=1e-5, rtol=1e-5)
 
 
 def test_the_number_of_parameters_is_that_of_llama_2_7b() -> None:

@@ -4,6 +4,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +73,7 @@ def test_the_shape_classes_are_what_their_names_say(checkpoint: Callable[[str], 
     [{"rope_theta": 450.0}, {"rms_norm_eps": 1e-2}, {"num_heads": 2, "num_kv_heads": 1, "head_dim": 16}],
     ids=["theta", "epsilon", "heads"],
 )
-def test_the_tolerance_would_catch_a_mistake(mistake: dict[str, float], checkpoint: Callable[[str], Path]) -> None:
+def test_the_tolerance_would_catch_a_mistake(mistake: dict[str, Any], checkpoint: Callable[[str], Path]) -> None:
     right = read_config(checkpoint("rope_theta"))
     wrong = dataclasses.replace(right, **mistake)
     tokens = tokens_of(right, 1, 48)
@@ -130,7 +131,7 @@ def test_stories260k_writes_the_200_tokens_that_transformers_writes(shared_data:
             written.append(int(chosen[0]))
             cache, chosen = step(cache, chosen[:, None], len(prompt) + len(written) - 1)
 
-    model = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     model.generation_config.eos_token_id = None  # 200 tokens, whatever they are
     with torch.no_grad():
         expected = model.generate(torch.tensor([prompt]), do_sample=False, max_new_tokens=200, pad_token_id=0)
