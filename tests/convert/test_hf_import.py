@@ -279,3 +279,11 @@ def test_the_template_is_read_from_the_folder(folder: Path, caplog: pytest.LogCa
 def test_the_config_may_differ_in_what_is_not_stored(folder: Path) -> None:
     longer: LlamaConfig = dataclasses.replace(CONFIG, max_positions=4096, rope_theta=5e5)
     assert load_params(folder, longer, "float32")["norm"]["scale"].shape == (32,)
+
+
+def test_raised_positions_are_warned_of_and_lowered_ones_are_not(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert read_config(folder, 32).max_positions == 32 and not caplog.messages
+    assert read_config(folder, 128) == dataclasses.replace(CONFIG, max_positions=128)
+    assert "from 64 to 128" in caplog.text
