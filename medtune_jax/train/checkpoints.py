@@ -90,8 +90,11 @@ class Checkpoints:
             "checksums": {name: int(checksum(item)) for name, item in items.items()},
         }
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
+        self.wait()  # Orbax would skip this save while another is under way
         with self._disk_errors():
-            self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+            saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+        if not saved:
+            raise RuntimeError(f"Orbax skipped checkpoint {step} in {self.folder}")
 
     def wait(self) -> None:
         """Returns when everything is on disk; raises like `save`."""

@@ -105,8 +105,9 @@ def train(config: Config, workdir: str | Path) -> Result:
                     state, metrics = compiled(state, put(data.batch(done - 1), mesh))
                     recorder.push(done, metrics)
 
+                    stopping = stop.requested  # asked once: a signal during what follows waits for the next step
                     evaluates = bool(inputs.evaluation) and due(done, config.evaluation.every_steps, total)
-                    saves = stop.requested or done == total or due(done, config.checkpoint.every_steps, total)
+                    saves = bool(stopping) or done == total or due(done, config.checkpoint.every_steps, total)
                     if evaluates or saves:
                         recorder.flush()  # the loss is finite up to here, or this raises: what is saved is good
                         progress.pause()
@@ -117,10 +118,10 @@ def train(config: Config, workdir: str | Path) -> Result:
                             checkpoints.save(done, state, config, inputs.identity)
                             plot(log.lines, workdir / "loss.png")
                         progress.resume()
-                    if stop.requested and done < total:
+                    if stopping and done < total:
                         checkpoints.wait()
                         raise Interrupted(
-                            f"{stop.requested} after step {done:,} of {total:,}; the state is saved. "
+                            f"{stopping} after step {done:,} of {total:,}; the state is saved. "
                             f"To go on: medtune train --workdir={workdir}"
                         )
                 progress.pause()
