@@ -76,11 +76,7 @@ class Checkpoints:
         return sorted(self._manager.all_steps()) if self.folder.is_dir() else []
 
     def save(self, step: int, state: TrainState, config: Config, identity: Identity) -> None:
-        """Begins to write checkpoint `step`.
-
-        Raises:
-          UserError: the disk is full (for this write or the one before it); older checkpoints are untouched.
-        """
+        """Begins to write checkpoint `step`, after the one before it is on disk (its errors are raised here)."""
         items = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
         meta = {
             "format": FORMAT,
@@ -91,16 +87,14 @@ class Checkpoints:
         }
         arrays = {name: ocp.args.StandardSave(item) for name, item in items.items()}
         self.wait()  # Orbax would skip this save while another is under way
-        with self._disk_errors():
-            saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
+        saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **arrays))
         if not saved:
             raise RuntimeError(f"Orbax skipped checkpoint {step} in {self.folder}")
 
     def wait(self) -> None:
-        """Returns when everything is on disk; raises like `save`."""
-        with self._disk_errors():
-            self._manager.wait_until_finished()
-            self._manager.check_for_errors()
+        """Returns when everything is on disk; raises what went wrong."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
 
     def restore(self, abstract: TrainState, config: Config, identity: Identity) -> TrainState | None:
         """Returns the newest readable state, laid out as `abstract` says (any mesh); None where there is none.
@@ -112,7 +106,7 @@ class Checkpoints:
           UserError: checkpoints exist but none is readable, or the newest readable one is of another run: format
             version, math field of the configuration, weights, tokenizer, template or data, each by name.
         """
-        self._remove_temporary()
+        _remove_temporary(self.folder)
         steps = self.steps()
         for step in reversed(steps):
             try:
@@ -196,24 +190,26 @@ class Checkpoints:
             where.rename(target)
         self._manager.reload()
 
-    def _remove_temporary(self) -> None:
-        if jax.process_index() == 0:
-            for leftover in self.folder.glob(_TEMPORARY):
-                shutil.rmtree(leftover, ignore_errors=True)
 
-    @contextmanager
-    def _disk_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except Exception as error:
-            if not _disk_is_full(error):
-                raise
-            self._remove_temporary()
-            free = shutil.disk_usage(self.folder).free / 1e6
-            raise UserError(
-                f"The disk is full: no checkpoint could be written to {self.folder} ({free:,.0f} MB free). "
-                "Earlier checkpoints are whole; make room, or lower --config.checkpoint.keep, and run the same command."
-            ) from error
+@contextmanager
+def full_disk_named(workdir: Path) -> Iterator[None]:
+    """Turns "no space left", whatever met it, into a UserError naming `workdir`; removes half-written checkpoints."""
+    try:
+        yield
+    except Exception as error:
+        if not _disk_is_full(error):
+            raise
+        _remove_temporary(workdir / "checkpoints")
+        raise UserError(
+            f"The disk is full: {workdir} could not be written to. The checkpoints there are whole: make room, or "
+            "lower --config.checkpoint.keep, and run the same command to go on."
+        ) from error
+
+
+def _remove_temporary(folder: Path) -> None:
+    if jax.process_index() == 0:
+        for leftover in folder.glob(_TEMPORARY):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 @jax.jit

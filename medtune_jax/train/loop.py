@@ -10,7 +10,9 @@ of the one before.
 
 from __future__ import annotations
 
+import errno
 import json
+import math
 import os
 import resource
 import sys
@@ -30,7 +32,7 @@ from medtune_jax.data.loader import Batch
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.model.llama import num_params
 from medtune_jax.sharding import batch_sharding, make_mesh
-from medtune_jax.train.checkpoints import Checkpoints
+from medtune_jax.train.checkpoints import Checkpoints, full_disk_named
 from medtune_jax.train.inputs import Inputs, read_inputs
 from medtune_jax.train.metrics import MetricsLog, Progress, Recorder, due, plot
 from medtune_jax.train.optimizer import make_optimizer
@@ -75,57 +77,57 @@ def train(config: Config, workdir: str | Path) -> Result:
     began = time.perf_counter()
     workdir = Path(workdir)
     use_compilation_cache()
-    with StopRequest() as stop:
+    keep = config.checkpoint.keep
+    with full_disk_named(workdir), StopRequest() as stop, Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         mesh = make_mesh(config.validate().mesh)
         inputs = read_inputs(config, mesh)
         data, total = inputs.data, inputs.data.total_steps
         optimizer = make_optimizer(config.optimizer, total)
-        with jax.set_mesh(mesh), Checkpoints(workdir / "checkpoints", config.checkpoint.keep) as checkpoints:
-            state = checkpoints.restore(abstract_state(inputs.model, optimizer, mesh), config, inputs.identity)
-            if state is None:
-                params = load_params(inputs.source, inputs.model, np.float32, mesh)
-                state = init_state(params, inputs.model, optimizer, mesh)
-                del params  # the state owns them: the first update gives their memory up
-            first = int(state.step)
-            _write_run_folder(workdir, config, inputs)
-            progress = Progress(first, total)
-            progress.say(_introduction(config, inputs, mesh, first))
+        state = checkpoints.restore(abstract_state(inputs.model, optimizer, mesh), config, inputs.identity)
+        if state is None:
+            params = load_params(inputs.source, inputs.model, np.float32, mesh)
+            state = init_state(params, inputs.model, optimizer, mesh)
+            del params  # the state owns them: the first update gives their memory up
+        first = int(state.step)
+        _write_run_folder(workdir, config, inputs)
+        progress = Progress(first, total)
+        progress.say(_introduction(config, inputs, mesh, first))
 
-            with MetricsLog(workdir, step=first, tensorboard=config.log.tensorboard) as log:
-                recorder = Recorder(config.log.every_steps, inputs, log, progress, checkpoints.steps)
-                evaluate = _make_evaluate(config, inputs, mesh)
-                if first < total:
-                    began_compiling = time.perf_counter()
-                    update = make_train_step(config, inputs.model, optimizer, mesh)
-                    compiled = update.lower(state, abstract_batch(data.batch(first), mesh)).compile()
-                    progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
+        with MetricsLog(workdir, step=first, tensorboard=config.log.tensorboard) as log, jax.set_mesh(mesh):
+            recorder = Recorder(config.log.every_steps, inputs, log, progress, checkpoints.steps)
+            evaluate = _make_evaluate(config, inputs, mesh)
+            if first < total:
+                began_compiling = time.perf_counter()
+                update = make_train_step(config, inputs.model, optimizer, mesh)
+                compiled = update.lower(state, abstract_batch(data.batch(first), mesh)).compile()
+                progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
-                progress.resume()
-                for done in range(first + 1, total + 1):
-                    state, metrics = compiled(state, put(data.batch(done - 1), mesh))
-                    recorder.push(done, metrics)
+            progress.resume()
+            for done in range(first + 1, total + 1):
+                state, metrics = compiled(state, put(data.batch(done - 1), mesh))
+                recorder.push(done, metrics)
 
-                    stopping = stop.requested  # asked once: a signal during what follows waits for the next step
-                    evaluates = bool(inputs.evaluation) and due(done, config.evaluation.every_steps, total)
-                    saves = bool(stopping) or done == total or due(done, config.checkpoint.every_steps, total)
-                    if evaluates or saves:
-                        recorder.flush()  # the loss is finite up to here, or this raises: what is saved is good
-                        progress.pause()
-                        if evaluates:
-                            log.write({"step": done, "split": config.evaluation.split, **evaluate(state.params)})
-                            progress.say(f"step {done:,}: evaluation loss {log.lines[-1]['eval_loss']:.4f}")
-                        if saves:
-                            checkpoints.save(done, state, config, inputs.identity)
-                            plot(log.lines, workdir / "loss.png")
-                        progress.resume()
-                    if stopping and done < total:
-                        checkpoints.wait()
-                        raise Interrupted(
-                            f"{stopping} after step {done:,} of {total:,}; the state is saved. "
-                            f"To go on: medtune train --workdir={workdir}"
-                        )
-                progress.pause()
-                checkpoints.wait()
+                stopping = stop.requested  # asked once: a signal during what follows waits for the next step
+                evaluates = bool(inputs.evaluation) and due(done, config.evaluation.every_steps, total)
+                saves = bool(stopping) or done == total or due(done, config.checkpoint.every_steps, total)
+                if evaluates or saves:
+                    recorder.flush()  # the loss is finite up to here, or this raises: what is saved is good
+                    progress.pause()
+                    if evaluates:
+                        log.write({"step": done, "split": config.evaluation.split, **evaluate(state.params)})
+                        progress.say(f"step {done:,}: evaluation loss {log.lines[-1]['eval_loss']:.4f}")
+                    if saves:
+                        checkpoints.save(done, state, config, inputs.identity)
+                        plot(log.lines, workdir / "loss.png")
+                    progress.resume()
+                if stopping and done < total:
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"{stopping} after step {done:,} of {total:,}; the state is saved. "
+                        f"To go on: medtune train --workdir={workdir}"
+                    )
+            progress.pause()
+            checkpoints.wait()
     return Result(
         steps=total,
         resumed_from=first,
@@ -163,6 +165,11 @@ def _make_evaluate(config: Config, inputs: Inputs, mesh: Mesh) -> Callable[[Any]
     def evaluate(params: Any) -> dict[str, Any]:
         sums = jax.device_get([eval_step(params, put(batch, mesh)) for batch in inputs.evaluation])
         total, count = (float(sum(part)) for part in zip(*sums, strict=True))
+        if not math.isfinite(total):
+            raise UserError(
+                f"The loss on the {config.evaluation.split} rows is {total}: training diverged in the last step. Lower "
+                "--config.optimizer.learning_rate and train in another --workdir."
+            )
         return {"eval_loss": total / count, "eval_loss_tokens": int(count)}
 
     return evaluate
@@ -181,6 +188,8 @@ def _write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
             temporary.replace(path)
         inputs.tokenizer.copy_to(workdir / "model")
     except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
         raise UserError(f"The run folder {workdir} cannot be written: {error.strerror}.") from error
 
 

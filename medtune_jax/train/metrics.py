@@ -42,7 +42,9 @@ class MetricsLog:
         """Opens the run's log at `step`: lines of later steps, which a restored run will write again, are cut off."""
         self.path = workdir / "metrics.jsonl"
         self.lines = [line for line in read_lines(self.path) if line["step"] <= step]
-        self.path.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
+        kept = self.path.with_suffix(".jsonl.tmp")
+        kept.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
+        kept.replace(self.path)  # at once: killed here, nothing is lost
         self._file = self.path.open("a", encoding="utf-8")
         self._board = None
         if tensorboard:
@@ -197,7 +199,7 @@ class Recorder:
         named = [f"{row} ({ids[row]})" if ids[row] else str(row) for row in rows[:_ROWS_NAMED]]
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         saved = self._saved()
-        kept = f"Checkpoint {saved[-1]}, saved before it, is good." if saved else "No checkpoint was saved before it."
+        kept = f"Checkpoint {saved[-1]} was saved before it." if saved else "No checkpoint was saved before it."
         return (
             f"Step {done}: the loss ({values['loss']}) or the norm of its gradient ({values['grad_norm']}) is not "
             f"finite. {kept} Rows of this step (index in the training rows, and id): {', '.join(named)}{more}. Look at "
