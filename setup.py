@@ -6,13 +6,14 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(r'^__version__ = "(.+)"$', (HERE / "medtune_jax" / "__init__.py").read_text(), re.M)[1]
+VERSION = re.search(
+    r'^__version__ = "(.+)"$', (HERE / "medtune_jax" / "__init__.py").read_text(encoding="utf-8"), re.M
+)[1]
 
 # What is imported, and no more. What was tested together is in constraints.txt.
 REQUIRES = [
     "absl-py>=2.1",
-    "datasets>=3.0",
-    "etils[epath]>=1.9",
+    "datasets>=4.0",
     "flax>=0.12",
     "jax>=0.10.2",
     "matplotlib>=3.9",
@@ -20,21 +21,19 @@ REQUIRES = [
     "numpy>=2.0",
     "optax>=0.2.5",
     "orbax-checkpoint>=0.11.30",
-    "protobuf>=5",
     "pyarrow>=18",
-    "safetensors>=0.5",
     "sentencepiece>=0.2.2",
     "seqeval>=1.2.2",
     "tensorboardX>=2.6",
     "tokenizers>=0.21",
-    "transformers>=5.0",
+    "tqdm>=4.66",
 ]
 
 setup(
     name="medtune-jax",
     version=VERSION,
     description="Instruction tuning of biomedical language models in JAX: prepare, train, decode, score, export.",
-    long_description=(HERE / "README.md").read_text() if (HERE / "README.md").exists() else "",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     license_files=["LICENSE"],
@@ -43,7 +42,17 @@ setup(
     package_dir={"medtune_jax.configs": "configs", "medtune_jax.data_prep": "data_prep"},
     install_requires=REQUIRES,
     extras_require={
-        "test": ["accelerate>=1.0", "hypothesis>=6.100", "mypy>=1.13", "pytest>=8", "ruff>=0.9", "torch>=2.5"],
+        "test": [
+            "accelerate>=1.0",
+            "hypothesis>=6.100",
+            "mypy>=1.13",
+            "pytest>=8",
+            "ruff>=0.9",
+            "safetensors>=0.5",
+            "scikit-learn>=1.5",
+            "torch>=2.5",
+            "transformers>=5.0",
+        ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
     },

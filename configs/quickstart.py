@@ -23,8 +23,8 @@ def get_config() -> Config:
     return Config(
         model=ModelConfig(remat="none"),
         data=DataConfig(max_length=256),
-        train=TrainConfig(steps=400, batch_size=8, precision="float32", decision_weight=5.0),
-        optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=40, schedule="cosine"),
+        train=TrainConfig(steps=500, batch_size=4, precision="float32", decision_weight=5.0),
+        optimizer=OptimizerConfig(learning_rate=2e-3, warmup_steps=40, schedule="cosine"),
         checkpoint=CheckpointConfig(every_steps=200),
         evaluation=EvaluationConfig(every_steps=100, max_rows=64),
         log=LogConfig(every_steps=20),
