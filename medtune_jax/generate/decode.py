@@ -28,6 +28,7 @@ from medtune_jax.model.llama import (
 )
 from medtune_jax.sharding import constrain
 
+_QUERY_BLOCK = 128
 _MASKED = -1e30  # finite, so that a slot without a row gives finite values
 
 
@@ -81,6 +82,8 @@ def decoding_weights(params: Params, config: LlamaConfig, dtype: Any, mesh: Mesh
 @partial(jax.jit, static_argnames=("config", "batch", "length", "dtype"))
 def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> Cache:
     """Returns a cache of `batch` slots with `length` positions each."""
+    if jax.default_backend() == "cpu":
+        dtype = jnp.float32  # XLA:CPU scatters into bfloat16 by converting the whole array there and back
     shape = (batch, config.num_kv_heads, length, config.head_dim)
     blank = [_shard(jnp.zeros(shape, dtype)) for _ in range(2 * config.num_layers)]
     return Cache(tuple(blank[: config.num_layers]), tuple(blank[config.num_layers :]))
@@ -162,7 +165,7 @@ def decode_steps(
     def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
         step, token_B, done_B, chosen_BN, cache = state
         hidden_B1D, cache = _window(weights, config, token_B[:, None], (position_B + step)[:, None], cache)
-        logits_BV = mask_padding(jnp.matmul(hidden_B1D[:, 0], weights.head, preferred_element_type=jnp.float32), config)
+        logits_BV = mask_padding(_project(hidden_B1D[:, 0], weights.head), config)
         next_B = method(request_keys(seed, rows_B, count_B + step), logits_BV)
         chosen_BN = chosen_BN.at[:, step].set(jnp.where(done_B, -1, next_B))
         done_B |= (next_B == eos_id) | (count_B + step + 1 >= limit_B)
@@ -230,18 +233,35 @@ def _layers(
 
 
 def _attend_cache(q_BNHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BN: jax.Array) -> jax.Array:
+    """Attention of new queries to the cache, a block of them at a time so that few scores are held at once."""
     batch, queries, heads, width = q_BNHE.shape
     kv_heads, length = k_BKTE.shape[1:3]
     groups = heads // kv_heads
     q_BKGNE = (q_BNHE * width**-0.5).reshape(batch, queries, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
-    q_BKnE = q_BKGNE.reshape(batch, kv_heads, groups * queries, width)  # the queries of a group share their keys
-    scores_BKnT = jnp.einsum("BKnE,BKTE->BKnT", q_BKnE, k_BKTE, preferred_element_type=jnp.float32)
-    visible_BNT = jnp.arange(length) <= positions_BN[:, :, None]
-    visible_BKnT = jnp.tile(visible_BNT, (1, groups, 1))[:, None]
-    weights_BKnT = jax.nn.softmax(jnp.where(visible_BKnT, scores_BKnT, _MASKED), axis=-1).astype(v_BKTE.dtype)
-    o_BKnE = jnp.einsum("BKnT,BKTE->BKnE", weights_BKnT, v_BKTE, preferred_element_type=jnp.float32)
-    o_BKGNE = o_BKnE.reshape(batch, kv_heads, groups, queries, width)
+    outputs = []
+    for first in range(0, queries, _QUERY_BLOCK):
+        block = slice(first, min(first + _QUERY_BLOCK, queries))
+        q_BKnE = q_BKGNE[:, :, :, block].reshape(batch, kv_heads, -1, width)  # a group's queries share their keys
+        scores_BKnT = jnp.einsum("BKnE,BKTE->BKnT", q_BKnE, k_BKTE, preferred_element_type=jnp.float32)
+        visible_BnT = jnp.tile(jnp.arange(length) <= positions_BN[:, block, None], (1, groups, 1))
+        scores_BKnT = jnp.where(visible_BnT[:, None], scores_BKnT, _MASKED)
+        weights_BKnT = jnp.exp(scores_BKnT - scores_BKnT.max(axis=-1, keepdims=True))
+        totals_BKn1 = weights_BKnT.sum(axis=-1, keepdims=True)
+        o_BKnE = jnp.einsum(
+            "BKnT,BKTE->BKnE", weights_BKnT.astype(v_BKTE.dtype), v_BKTE, preferred_element_type=jnp.float32
+        )
+        outputs.append((o_BKnE / totals_BKn1).reshape(batch, kv_heads, groups, -1, width))
+    o_BKGNE = jnp.concatenate(outputs, axis=3)
     return o_BKGNE.transpose(0, 3, 1, 2, 4).reshape(q_BNHE.shape).astype(q_BNHE.dtype)
+
+
+def _project(hidden_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
+    """Returns float32 hidden @ head."""
+    rows = hidden_BD.shape[0]
+    if jax.default_backend() == "cpu" and hidden_BD.dtype == jnp.bfloat16:
+        # XLA:CPU has a bfloat16 product for 8 rows and more; for fewer it converts the whole head to float32 each time.
+        hidden_BD = jnp.pad(hidden_BD, ((0, max(0, 8 - rows)), (0, 0)))
+    return jnp.matmul(hidden_BD, head_DV, preferred_element_type=jnp.float32)[:rows]
 
 
 def _shard(x_BKTE: jax.Array) -> jax.Array:

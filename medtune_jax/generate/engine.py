@@ -23,9 +23,10 @@ from jax.sharding import Mesh
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.generate import decode
+from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.slots import Slots, round_up
-from medtune_jax.generate.template import Row, TemplateRequest, failing_cut, plan
+from medtune_jax.generate.template import Row, TemplateRequest
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.sharding import BATCH_AXES
 
@@ -83,7 +84,6 @@ class _Templated:
     index: int
     request: TemplateRequest
     row: Row
-    joined: frozenset[int]
 
     @property
     def filled(self) -> Sequence[int]:
@@ -207,43 +207,26 @@ class Engine:
             slots = self._slots(feed, len(requests), batch_size)
             while slots.admit():
                 for slot, one in self._improve(slots):
+                    text = one.request.allowed.text(one.row.options)
+                    results.add(one.index, Generation(tuple(one.row.tokens[:-1]), text, "constrained", one.row.passes))
                     slots.free(slot)
-                    cut = failing_cut(self.tokenizer, template, one.request, one.row)
-                    if cut is None:
-                        text = one.request.allowed.text(one.row.options)
-                        tokens = tuple(one.row.tokens[:-1])
-                        results.add(one.index, Generation(tokens, text, "constrained", one.row.passes))
-                    else:
-                        joined = one.joined | {cut}
-                        one = _Templated(
-                            one.index, one.request, plan(self.tokenizer, template, one.request, joined), joined
-                        )
-                        self._queue_or_refuse(one, most, results, slots.put_back)
         return results.finished()
 
     def _plan(
         self, requests: Sequence[TemplateRequest], template: Template, batch_size: int, most: int, results: _Results
     ) -> Iterator[_Templated]:
         """Yields planned rows, about longest first; rows that do not fit are answered here."""
+        planner = Planner(self.tokenizer, template)
         size = [len(template.prompt(r.instruction, r.input)) + len(r.input) for r in requests]
         order = sorted(range(len(requests)), key=lambda index: -size[index])
         block = _PLANNED * batch_size
         for start in range(0, len(order), block):
-            planned = [
-                _Templated(i, requests[i], plan(self.tokenizer, template, requests[i]), frozenset())
-                for i in order[start : start + block]
-            ]
-            fits: list[_Templated] = []
+            planned = [_Templated(i, requests[i], planner.plan(requests[i])) for i in order[start : start + block]]
             for one in sorted(planned, key=lambda one: -one.need):
-                self._queue_or_refuse(one, most, results, fits.append)
-            yield from fits
-
-    @staticmethod
-    def _queue_or_refuse(one: _Templated, most: int, results: _Results, queue: Callable[[_Templated], None]) -> None:
-        if one.need > most:
-            results.add(one.index, Generation((), "", "prompt_too_long", 0))
-        else:
-            queue(one)
+                if one.need > most:
+                    results.add(one.index, Generation((), "", "prompt_too_long", 0))
+                else:
+                    yield one
 
     def _improve(self, slots: Slots[_Templated]) -> list[tuple[int, _Templated]]:
         """Runs one pass over every slot's draft; returns (slot, row) of those that are final."""

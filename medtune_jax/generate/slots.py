@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -63,9 +62,7 @@ class Slots(Generic[Kind]):
         self.rows: list[Kind | None] = [None] * batch
         self.cache = decode.empty_cache(config, batch, _SMALLEST, dtype)
         self._weights, self._config = weights, config
-        self._feed, self._again = feed, deque[Kind]()
-        self._chunk = chunk
-        self._shapes = shapes
+        self._feed, self._chunk, self._shapes = feed, chunk, shapes
 
     @property
     def length(self) -> int:
@@ -79,16 +76,12 @@ class Slots(Generic[Kind]):
     def free(self, slot: int) -> None:
         self.rows[slot] = None
 
-    def put_back(self, row: Kind) -> None:
-        """Lets a row begin again before those that wait."""
-        self._again.append(row)
-
     def admit(self) -> bool:
         """Prefills waiting rows into free slots if they are worth a prefill; returns whether any slot is taken."""
         free = [slot for slot, row in enumerate(self.rows) if row is None]
         taken = []
         for slot in free[: len(free) // self._chunk * self._chunk]:
-            row = self._again.popleft() if self._again else next(self._feed, None)
+            row = next(self._feed, None)
             if row is None:
                 break
             self.rows[slot] = row
