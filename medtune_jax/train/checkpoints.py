@@ -28,6 +28,7 @@ from medtune_jax.train.state import TrainState
 
 FORMAT = 1
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
+_NOT_ITS_FAULT = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)  # the checkpoint may be whole
 _log = logging.getLogger(__name__)
 
 
@@ -99,33 +100,32 @@ class Checkpoints:
     def restore(self, abstract: TrainState, config: Config, identity: Identity) -> TrainState | None:
         """Returns the newest readable state, laid out as `abstract` says (any mesh); None where there is none.
 
-        What an interrupted write left behind is removed; unreadable checkpoints are set aside, with a warning, in
-        `unreadable/` beside this folder.
+        What an interrupted write left behind is removed. Unreadable checkpoints newer than the one returned are set
+        aside, with a warning, in `unreadable/` beside this folder.
 
         Raises:
           UserError: checkpoints exist but none is readable, or the newest readable one is of another run: format
             version, math field of the configuration, weights, tokenizer, template or data, each by name.
         """
         _remove_temporary(self.folder)
-        steps = self.steps()
-        for step in reversed(steps):
+        unreadable: list[tuple[int, str]] = []
+        for step in reversed(self.steps()):
             try:
                 meta = self._read_meta(step)
                 self._refuse_others(step, meta, config, identity)
                 params = self._read(step, "params", abstract.params, meta)
                 optimizer = {"step": abstract.step, "state": abstract.opt_state}
                 found = self._read(step, "optimizer", optimizer, meta)
-            except UserError:
+            except _NOT_ITS_FAULT:
                 raise
             except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
-                self._set_aside(step, error)
+                unreadable.append((step, _reason(error)))
                 continue
+            self._set_aside(unreadable)
             return TrainState(found["step"], params, found["state"])
-        if steps:
-            raise UserError(
-                f"None of the checkpoints in {self.folder} is readable (steps {', '.join(map(str, steps))}; "
-                f"they now lie in {self._aside}). Start again in another --workdir."
-            )
+        if unreadable:
+            told = "; ".join(f"{step}: {reason}" for step, reason in unreadable)
+            raise UserError(f"No checkpoint in {self.folder} is readable ({told}). Start again in another --workdir.")
         return None
 
     def read_params(self, abstract: Params) -> tuple[Params, dict[str, Any]]:
@@ -140,7 +140,7 @@ class Checkpoints:
         try:
             meta = self._read_meta(steps[-1])
             return self._read(steps[-1], "params", abstract, meta), meta
-        except UserError:
+        except _NOT_ITS_FAULT:
             raise
         except Exception as error:  # Orbax and TensorStore raise many kinds for damaged files
             raise UserError(
@@ -176,19 +176,16 @@ class Checkpoints:
                 told = "" if isinstance(before, dict) else f" (SHA-256 {before[:12]} -> {now[:12]})"
                 raise UserError(f"{where}: it was made with other {_SPOKEN[name]}{told}. {mend}")
 
-    @property
-    def _aside(self) -> Path:
-        return self.folder.parent / "unreadable"
-
-    def _set_aside(self, step: int, error: Exception) -> None:
-        where = self.folder / str(step)
-        _log.warning("Checkpoint %s is unreadable, looking for the one before: %s", where, _reason(error))
-        if jax.process_index() == 0:
-            target = self._aside / str(step)
-            shutil.rmtree(target, ignore_errors=True)
-            self._aside.mkdir(exist_ok=True)
-            where.rename(target)
-        self._manager.reload()
+    def _set_aside(self, unreadable: list[tuple[int, str]]) -> None:
+        aside = self.folder.parent / "unreadable"
+        for step, reason in unreadable:
+            _log.warning("Checkpoint %s is unreadable, hence moved to %s: %s", self.folder / str(step), aside, reason)
+            if jax.process_index() == 0:
+                aside.mkdir(exist_ok=True)
+                shutil.rmtree(aside / str(step), ignore_errors=True)
+                (self.folder / str(step)).rename(aside / str(step))
+        if unreadable:
+            self._manager.reload()
 
 
 @contextmanager

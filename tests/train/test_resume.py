@@ -97,7 +97,7 @@ def test_a_damaged_newest_checkpoint_gives_way_to_the_one_before(home, finished,
     with caplog.at_level(logging.WARNING):
         result = train(run_settings(home), run)
     assert result.resumed_from == 4
-    assert re.search(r"checkpoints/6 is unreadable, looking for the one before: \S", caplog.text)
+    assert re.search(r"checkpoints/6 is unreadable, hence moved to .*/unreadable: \S", caplog.text)
     assert (run / "unreadable" / "6").is_dir()
     assert metric_lines(run) == metric_lines(finished)
     with Checkpoints(finished / "checkpoints") as before, Checkpoints(run / "checkpoints") as after:
@@ -124,12 +124,22 @@ def test_bits_that_changed_in_place_are_found_by_the_checksum(home, run, monkeyp
     assert int(restore(run_settings(home), run).step) == 4
 
 
-def test_no_readable_checkpoint_is_an_error_and_nothing_is_deleted(home, run):
+def test_no_readable_checkpoint_is_an_error_and_nothing_is_moved(home, run):
     for step in (4, 6):
         damage(run, step, "params")
-    with pytest.raises(UserError, match=r"None of the checkpoints in .* is readable \(steps 4, 6; they now lie in"):
+    with pytest.raises(UserError, match=r"No checkpoint in .*/run/checkpoints is readable \(6: .*; 4: "):
         train(run_settings(home), run)
-    assert sorted(path.name for path in (run / "unreadable").iterdir()) == ["4", "6"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
+
+
+def test_running_out_of_memory_does_not_condemn_a_checkpoint(home, run, monkeypatch):
+    def exhausted(*_, **__):
+        raise MemoryError
+
+    monkeypatch.setattr(Checkpoints, "_read", exhausted)
+    with pytest.raises(MemoryError):
+        train(run_settings(home), run)
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
 
 
 def test_changed_math_is_refused_by_name_and_the_run_stays_as_it_is(home, run):
