@@ -6,9 +6,8 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).resolve().parent
-VERSION = re.search(
-    r'^__version__ = "(.+)"$', (HERE / "medtune_jax" / "__init__.py").read_text(encoding="utf-8"), re.M
-)[1]
+INIT = (HERE / "medtune_jax" / "__init__.py").read_text(encoding="utf-8")
+(VERSION,) = re.findall(r'^__version__ = "(.+)"$', INIT, re.M)
 
 # What is imported, and no more. What was tested together is in constraints.txt.
 REQUIRES = [

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 SOURCES = ("sample-disease", "sample-relation", "sample-nli")
+TEMPLATE = "medtuned_train"
 BAR = 0.8
 MARKER = ".medtune-quickstart"  # only a folder that has it is ever cleared
 
@@ -40,7 +41,7 @@ def main(out: Path) -> None:
         "evaluate",
         f"--model={tiny}",
         f"--data={rows}",
-        "--template=medtuned_train",
+        f"--template={TEMPLATE}",
         f"--out={out / 'before'}",
         *evaluated,
     )
@@ -111,7 +112,7 @@ def write_model(folder: Path, rows: Path) -> None:
     from medtune_jax.data.prompts import get_template
     from medtune_jax.tasks.rows import read_rows
 
-    template = get_template("medtuned_train")
+    template = get_template(TEMPLATE)
     train = read_rows(rows, "train")
     config = write_tiny_model(
         folder, [template.prompt(row.instruction, row.input) + template.completion(row.output) for row in train]
@@ -129,11 +130,11 @@ def logit_difference(run: Path, exported: Path, rows: Path) -> float:
     from medtune_jax.tasks.rows import read_rows
     from medtune_jax.train.load import load_model
 
-    row = read_rows(rows, "test")[0]
+    row, template = read_rows(rows, "test")[0], get_template(TEMPLATE)
     found = []
     for folder in (run, exported):
         model = load_model(folder)
-        ids = encode_prompt(model.tokenizer, get_template(model.template), row.instruction, row.input)
+        ids = encode_prompt(model.tokenizer, template, row.instruction, row.input)
         tokens = jnp.asarray([ids])
         hidden, _ = forward(model.params, model.config, tokens, positions_BS=jnp.arange(len(ids))[None])
         found.append(logits(model.params, model.config, hidden)[..., : model.config.vocab_size])

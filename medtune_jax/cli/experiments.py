@@ -19,7 +19,7 @@ def names() -> list[str]:
 
 
 def load(name_or_path: str) -> Config:
-    """Returns the experiment; raises UserError for an unknown name, a missing file, or one that fails to give a Config."""
+    """Returns the experiment; raises UserError for an unknown name or a file that gives no Config."""
     if name_or_path.endswith(".py") or "/" in name_or_path:
         return _at(Path(name_or_path))
     if name_or_path not in names():
