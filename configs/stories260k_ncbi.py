@@ -22,9 +22,10 @@ def get_config() -> Config:
     """Returns the experiment; model.path and data.path come from flags."""
     return Config(
         model=ModelConfig(max_positions=1536, remat="full"),  # pretrained at 512; the longest test row needs more
-        data=DataConfig(sources=("NCBI-disease",), max_length=1024, packing=True, overlong="drop"),
-        train=TrainConfig(steps=1500, batch_size=8, precision="float32", decision_weight=5.0),
-        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100, schedule="cosine"),
+        # 768 positions hold 98.6 % of the rows; attention over 1,024 costs a CPU a third more per token.
+        data=DataConfig(sources=("NCBI-disease",), max_length=768, packing=True, overlong="drop"),
+        train=TrainConfig(steps=1900, batch_size=6, precision="float32", decision_weight=5.0),
+        optimizer=OptimizerConfig(learning_rate=4e-3, warmup_steps=100, schedule="cosine", b2=0.99),
         checkpoint=CheckpointConfig(every_steps=250),
         evaluation=EvaluationConfig(every_steps=250, max_rows=128),
     )
