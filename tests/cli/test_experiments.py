@@ -34,7 +34,7 @@ def test_a_python_file_is_an_experiment(tmp_path):
 
 
 def test_an_unknown_name_lists_what_there_is():
-    with pytest.raises(UserError, match="Did you mean 'stories260k_ncbi'.*quickstart"):
+    with pytest.raises(UserError, match=r"Did you mean 'stories260k_ncbi'.*quickstart"):
         experiments.load("stories260k_nbci")
 
 
