@@ -21,7 +21,7 @@ COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for l
 # What is added so that a command takes seconds; a later flag replaces an earlier one.
 SHORTER = {
     "train": "--config.train.epochs=none --config.train.steps=2 --config.train.batch_size=8"
-    " --config.data.max_length=256 --config.checkpoint.every_steps=2 --config.evaluation.max_rows=4 --config.model.remat=none",
+    " --config.data.max_length=256 --config.evaluation.max_rows=4 --config.model.remat=none",
     "evaluate": "--limit=2",
     "generate": "--max_new_tokens=4",
 }
