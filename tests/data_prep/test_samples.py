@@ -97,7 +97,7 @@ def test_a_premise_that_denies_turns_the_answer(raw):
 
 
 def test_one_seed_gives_the_same_bytes_under_any_hash_seed(raw, tmp_path):
-    code = "import sys, pathlib\nfrom medtune_jax.data_prep import samples\nsamples.write_samples(pathlib.Path(sys.argv[1]))"
+    code = "import pathlib, sys; from medtune_jax.data_prep.samples import *; write_samples(pathlib.Path(sys.argv[1]))"
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "PYTHONHASHSEED": "77"}
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
     contents = [
