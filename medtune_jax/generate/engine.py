@@ -245,10 +245,10 @@ class Engine:
             where_BM[slot, : len(row)] = [at for at, _ in row]
             start_B[slot] = len(one.row.prompt) - 1
         self.shapes.add(("draft", *tokens_BN.shape, slots.length, where_BM.shape[1], len(columns_U)))
-        slots.cache, logits_BMU = decode.draft_logits(
+        slots.cache, logits = decode.draft_logits(
             self._weights, slots.cache, tokens_BN, start_B, where_BM, columns_U, config=self.config
         )
-        logits_BMU = np.asarray(logits_BMU)
+        logits_BMU = np.asarray(logits)
         column = {token: index for index, token in enumerate(allowed)}
         return [(slot, one) for slot, one in active if one.row.improve(logits_BMU[slot], column)]
 
@@ -269,7 +269,7 @@ class Engine:
             count_B,
             limit_B,
             rows_B,
-            np.uint32(seed),
+            np.uint32(seed % 2**32),
             config=self.config,
             method=method,
             eos_id=self.tokenizer.eos_id,

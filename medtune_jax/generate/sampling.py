@@ -72,7 +72,7 @@ def first_maximum(logits_BV: jax.Array) -> jax.Array:
     return jnp.minimum(jnp.min(jnp.where(is_top_BV, jnp.arange(size, dtype=jnp.int32), size), axis=-1), size - 1)
 
 
-def request_keys(seed: jax.Array, rows_B: jax.Array, steps_B: jax.Array) -> jax.Array:
+def request_keys(seed: jax.typing.ArrayLike, rows_B: jax.Array, steps_B: jax.Array) -> jax.Array:
     """Returns one key per row that depends on (seed, row, step) only, never on the batch around it.
 
     Args:

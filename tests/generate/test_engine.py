@@ -8,14 +8,17 @@ from typing import Any
 import jax
 import numpy as np
 import pytest
-from tiny_engine import LongestMatch, next_logits, tiny_engine
+from tiny_engine import LongestMatch, next_logits, tiny_config, tiny_engine
 
 from medtune_jax.config import MeshConfig
 from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.data.prompts import get_template
+from medtune_jax.generate import decode
 from medtune_jax.generate import engine as engine_module
 from medtune_jax.generate.engine import Engine, TemplateRequest
 from medtune_jax.generate.sampling import Greedy, Sample
+from medtune_jax.generate.slots import round_up
+from medtune_jax.model.llama import init_params
 from medtune_jax.sharding import make_mesh
 from medtune_jax.tasks.ner import NerTask
 from medtune_jax.train.load import load_model
@@ -32,6 +35,7 @@ PROMPTS = [[1, *range(5, 5 + n)] for n in (1, 30, 7, 64, 17)]
 def transformers_greedy(model: Any, prompt: list[int], new: int) -> list[int]:
     import torch
 
+    torch.set_num_threads(1)
     with torch.no_grad():
         out = model.generate(
             torch.tensor([prompt]),
@@ -50,6 +54,7 @@ def test_greedy_equals_transformers_alone_and_in_a_mixed_batch(shape: str, tmp_p
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(0)
+    fields: dict[str, Any] = SHAPES[shape]
     config = LlamaConfig(
         vocab_size=TOKENIZER.vocab_size,
         hidden_size=32,
@@ -57,7 +62,7 @@ def test_greedy_equals_transformers_alone_and_in_a_mixed_batch(shape: str, tmp_p
         num_hidden_layers=2,
         max_position_embeddings=128,
         initializer_range=0.4,
-        **SHAPES[shape],
+        **fields,
     )
     model = LlamaForCausalLM(config).eval()
     model.save_pretrained(tmp_path)
@@ -191,6 +196,23 @@ def test_eight_devices_write_what_one_writes(sizes: dict[str, int]) -> None:
     requests = [TemplateRequest("Tag.", text, task.allowed(text)) for text in ("a b c", "fever of T-cell x", "ataxia")]
     template = get_template("alpaca")
     assert many.decode_template(requests, template) == one.decode_template(requests, template)
+
+
+def test_no_step_copies_the_cache() -> None:
+    config = tiny_config(TOKENIZER.vocab_size)
+    weights = decode.decoding_weights(init_params(jax.random.key(0), config), config, np.dtype("float32"), None)
+    cache = decode.empty_cache(config, 8, 4096, np.dtype("float32"))
+    row = np.ones(8, np.int32)
+    compiled: Any = decode.decode_steps.lower(
+        weights, cache, *[row] * 5, np.uint32(0), config=config, method=Greedy(), eos_id=2, steps=16
+    ).compile()
+    one_layer = cache.k[0].nbytes + cache.v[0].nbytes
+    assert compiled.memory_analysis().temp_size_in_bytes < one_layer
+
+
+def test_sizes_are_rounded_up_by_less_than_half() -> None:
+    assert [round_up(size, 16) for size in (0, 16, 17, 24, 25, 33, 97, 1000)] == [16, 16, 24, 24, 32, 48, 128, 1024]
+    assert all(size <= round_up(size, 16) < max(17, 1.5 * size) for size in range(1, 3000))
 
 
 def test_bfloat16_runs_and_mostly_agrees() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import pytest
 from tiny_engine import (
@@ -62,7 +63,7 @@ def test_ner_equals_token_by_token_constrained_greedy(name: str) -> None:
         assert answer.finish_reason == "constrained"
         parsed = task.parse(answer.text, request.input)
         assert parsed.status == "exact"
-        assert task.render(parsed.annotation) == (request.input, answer.text)
+        assert parsed.annotation and task.render(parsed.annotation) == (request.input, answer.text)
         different += answer.text.count("B") + answer.text.count("I")
     assert different > 8, "a model that only says O would test nothing"
 
@@ -228,7 +229,7 @@ def test_byte_level_tokenizers_trained_on_such_outputs_are_cut_right(split: str,
         r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
         r"|\s+(?!\S)|\s+"
     )
-    steps = [pre_tokenizers.Split(words, "isolated")] if split == "llama3" else []
+    steps: list[Any] = [pre_tokenizers.Split(words, "isolated")] if split == "llama3" else []
     steps.append(pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False))
     learner.pre_tokenizer = pre_tokenizers.Sequence(steps)
     learner.decoder = decoders.ByteLevel()

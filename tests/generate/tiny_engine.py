@@ -80,7 +80,7 @@ def tiny_engine(tokenizer: Tokenizer, seed: int = 0, **changes: object) -> tuple
 @partial(jax.jit, static_argnames="config")
 def _all_logits(params: Params, tokens_BS: jax.Array, *, config: LlamaConfig) -> jax.Array:
     positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-    hidden, _ = forward(params, config, tokens_BS, positions_BS=positions_BS)
+    hidden = forward(params, config, tokens_BS, positions_BS=positions_BS)
     return logits(params, config, hidden)
 
 
@@ -96,7 +96,7 @@ def allowed_outputs(allowed: Allowed) -> list[str]:
     return [
         allowed.text(options)
         for options in itertools.product(*(slot.options for slot in allowed.slots))
-        if all(allowed.permits(one, other) for one, other in itertools.pairwise((None, *options)))
+        if all(map(allowed.permits, (None, *options), options))
     ]
 
 
