@@ -65,7 +65,7 @@ def main(_: list[str]) -> None:
             home = prepare(Path(temporary) / shape, shape)
             for kind in _TYPES.value:
                 measured: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
-                for _ in range(_ROUNDS.value):
+                for _round in range(_ROUNDS.value):
                     for system in SYSTEMS:
                         measured[system].append(in_a_process(system, home, kind))
                         print(f"{shape} {kind} {system}: {measured[system][-1]}", file=sys.stderr, flush=True)
