@@ -10,5 +10,5 @@ venv=${VENV:-.venv-quickstart}
 make_venv "$venv" ${PYTHON:-python3.11 python3.12 python3.13 python3}
 echo "== installing medtune-jax and what it needs (first time: a few minutes)"
 rm -rf build # setuptools would install what an earlier version left there
-"$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt .
+"$venv/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt .
 exec "$venv/bin/python" scripts/quickstart.py "$out"

@@ -16,8 +16,8 @@ esac
 install() {
     echo "== installing into $1 (first time: a few minutes)"
     # torch first and alone, so that nothing else chooses its build.
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check torch==2.13.0
-    "$1/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt setuptools -e ".[test]"
+    "$1/bin/python" -m pip install -qq --disable-pip-version-check torch==2.13.0
+    "$1/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools -e ".[test]"
 }
 
 venv=$(realpath -m "${VENV:-.venv-test}")
