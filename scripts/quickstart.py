@@ -136,7 +136,7 @@ def logit_difference(run: Path, exported: Path, rows: Path) -> float:
         model = load_model(folder)
         ids = encode_prompt(model.tokenizer, template, row.instruction, row.input)
         tokens = jnp.asarray([ids])
-        hidden, _ = forward(model.params, model.config, tokens, positions_BS=jnp.arange(len(ids))[None])
+        hidden = forward(model.params, model.config, tokens, positions_BS=jnp.arange(len(ids))[None])
         found.append(logits(model.params, model.config, hidden)[..., : model.config.vocab_size])
     return float(jnp.abs(found[0] - found[1]).max())
 

@@ -12,10 +12,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.model.attention import attention as attend_segments
+from medtune_jax.model.attention import cached_attention
 from medtune_jax.model.llama import (
     LlamaConfig,
     Params,
@@ -28,8 +30,7 @@ from medtune_jax.model.llama import (
 )
 from medtune_jax.sharding import constrain
 
-_QUERY_BLOCK = 128
-_MASKED = -1e30  # finite, so that a slot without a row gives finite values
+Rope = tuple[jax.Array, jax.Array]
 
 
 class Weights(NamedTuple):
@@ -96,37 +97,25 @@ def resize(cache: Cache, length: int) -> Cache:
     return jax.tree.map(lambda x: _shard(jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), (0, 0)))), cache)
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def prefill(
     weights: Weights,
     cache: Cache,
-    tokens_RS: jax.Array,
-    lengths_R: jax.Array,
-    slots_R: jax.Array,
+    tokens_RS: np.ndarray,
+    lengths_R: np.ndarray,
+    slots_R: np.ndarray,
     *,
     config: LlamaConfig,
 ) -> Cache:
-    """Computes prompts and puts their keys and values into slots of the cache.
+    """Computes prompts and puts their keys and values into slots of the cache, which is donated.
 
     Args:
       tokens_RS: int32, right-padded prompts; lengths_R: their true lengths.
       slots_R: the slot of each; B or above: nowhere.
     """
-    sequence = tokens_RS.shape[1]
-    positions_RS = jnp.broadcast_to(jnp.arange(sequence), tokens_RS.shape)
-    segments_RS = (positions_RS < lengths_R[:, None]).astype(jnp.int32)
-
-    def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        out = attend_segments(q, k, v, segments_RS, implementation="xla")
-        held = (cache.k[index], cache.v[index])
-        written = [
-            _shard(full.at[slots_R, :, :sequence].set(jnp.swapaxes(new, 1, 2).astype(full.dtype)))
-            for full, new in zip(held, (k, v), strict=True)
-        ]
-        return out, (written[0], written[1])
-
-    _, cache = _layers(weights, config, tokens_RS, positions_RS, attend)
-    return cache
+    x_RSD, rope = _embed(weights, tokens_RS, np.zeros_like(lengths_R), config=config)
+    on_device = {"lengths_R": jnp.asarray(lengths_R), "slots_R": jnp.asarray(slots_R)}
+    run = partial(_prefill_layer, rope=rope, **on_device, config=config)
+    return _through(weights, x_RSD, cache, run)[1]
 
 
 @partial(jax.jit, static_argnames=("config", "method", "eos_id", "steps"), donate_argnames=("cache",))
@@ -164,8 +153,7 @@ def decode_steps(
 
     def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
         step, token_B, done_B, chosen_BN, cache = state
-        hidden_B1D, cache = _window(weights, config, token_B[:, None], (position_B + step)[:, None], cache)
-        logits_BV = mask_padding(_project(hidden_B1D[:, 0], weights.head), config)
+        logits_BV, cache = _step(weights, config, token_B, position_B + step, cache)
         next_B = method(request_keys(seed, rows_B, count_B + step), logits_BV)
         chosen_BN = chosen_BN.at[:, step].set(jnp.where(done_B, -1, next_B))
         done_B |= (next_B == eos_id) | (count_B + step + 1 >= limit_B)
@@ -177,82 +165,138 @@ def decode_steps(
     return cache, chosen_BN
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("cache",))
 def draft_logits(
     weights: Weights,
     cache: Cache,
-    tokens_BN: jax.Array,
-    start_B: jax.Array,
-    where_BM: jax.Array,
-    columns_U: jax.Array,
+    tokens_BN: np.ndarray,
+    start_B: np.ndarray,
+    where_BM: np.ndarray,
+    columns_U: np.ndarray,
     *,
     config: LlamaConfig,
 ) -> tuple[Cache, jax.Array]:
     """One pass over drafted continuations; logits only where something is decided, and only of what may stand there.
 
     Args:
-      tokens_BN: int32, tokens at positions start_B, start_B + 1, ... (right-padded); all before is in the cache.
+      tokens_BN: int32, tokens at positions start_B, start_B + 1, ... (right-padded); all before is in the cache, which
+        is donated.
       where_BM: indices into N of the predicting positions; columns_U: token ids.
 
     Returns:
       (cache, float32 logits [B, M, U]).
     """
-    positions_BN = start_B[:, None] + jnp.arange(tokens_BN.shape[1])
-    hidden_BND, cache = _window(weights, config, tokens_BN, positions_BN, cache)
-    hidden_BMD = jnp.take_along_axis(hidden_BND, where_BM[:, :, None], axis=1)
-    return cache, jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
+    x_BND, rope = _embed(weights, tokens_BN, start_B, config=config)
+    run = partial(_draft_layer, rope=rope, start_B=jnp.asarray(start_B), config=config)
+    x_BND, cache = _through(weights, x_BND, cache, run)
+    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config)
 
 
-def _window(
-    weights: Weights, config: LlamaConfig, tokens_BN: jax.Array, positions_BN: jax.Array, cache: Cache
-) -> tuple[jax.Array, Cache]:
-    """Runs new tokens of every slot against the cache, and writes them into it."""
-    rows_B1 = jnp.arange(tokens_BN.shape[0])[:, None]
-
-    def attend(index: int, q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        # Out-of-range positions (padding behind a row's end) are dropped by the scatter.
-        k_BKTE = _shard(cache.k[index].at[rows_B1, :, positions_BN].set(k.astype(cache.k[index].dtype)))
-        v_BKTE = _shard(cache.v[index].at[rows_B1, :, positions_BN].set(v.astype(cache.v[index].dtype)))
-        return _attend_cache(q, k_BKTE, v_BKTE, positions_BN), (k_BKTE, v_BKTE)
-
-    return _layers(weights, config, tokens_BN, positions_BN, attend)
+# Prefill and draft run layer by layer from the host: one layer is compiled instead of all, and a layer over a whole
+# window is long against its dispatch. The decode loop, whose steps are short, is one program.
 
 
-def _layers(
-    weights: Weights, config: LlamaConfig, tokens_BN: jax.Array, positions_BN: jax.Array, attend: Any
-) -> tuple[jax.Array, Cache]:
-    """Returns (hidden [B, N, D] after the final norm, the cache that attend(layer index, q, k, v) returned)."""
+@partial(jax.jit, static_argnames=("config",))
+def _embed(
+    weights: Weights, tokens_BN: jax.typing.ArrayLike, start_B: jax.typing.ArrayLike, *, config: LlamaConfig
+) -> tuple[jax.Array, Rope]:
+    positions_BN = jnp.asarray(start_B)[:, None] + jnp.arange(jnp.shape(tokens_BN)[1])
     x_BND = constrain(weights.embedding[tokens_BN], "batch", "sequence", "act_embed")
-    rope = rope_angles(positions_BN, config)
-    held = []
-    for index, layer_weights in enumerate(weights.layers):
-        x_BND, written = layer(x_BND, layer_weights, config, rope, partial(attend, index))
-        held.append(written)
-    keys, values = zip(*held, strict=True)
-    return rms_norm(x_BND, weights.norm, config.rms_norm_eps), Cache(keys, values)
+    return x_BND, rope_angles(positions_BN, config)
 
 
-def _attend_cache(q_BNHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BN: jax.Array) -> jax.Array:
-    """Attention of new queries to the cache, a block of them at a time so that few scores are held at once."""
-    batch, queries, heads, width = q_BNHE.shape
-    kv_heads, length = k_BKTE.shape[1:3]
-    groups = heads // kv_heads
-    q_BKGNE = (q_BNHE * width**-0.5).reshape(batch, queries, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
-    outputs = []
-    for first in range(0, queries, _QUERY_BLOCK):
-        block = slice(first, min(first + _QUERY_BLOCK, queries))
-        q_BKnE = q_BKGNE[:, :, :, block].reshape(batch, kv_heads, -1, width)  # a group's queries share their keys
-        scores_BKnT = jnp.einsum("BKnE,BKTE->BKnT", q_BKnE, k_BKTE, preferred_element_type=jnp.float32)
-        visible_BnT = jnp.tile(jnp.arange(length) <= positions_BN[:, block, None], (1, groups, 1))
-        scores_BKnT = jnp.where(visible_BnT[:, None], scores_BKnT, _MASKED)
-        weights_BKnT = jnp.exp(scores_BKnT - scores_BKnT.max(axis=-1, keepdims=True))
-        totals_BKn1 = weights_BKnT.sum(axis=-1, keepdims=True)
-        o_BKnE = jnp.einsum(
-            "BKnT,BKTE->BKnE", weights_BKnT.astype(v_BKTE.dtype), v_BKTE, preferred_element_type=jnp.float32
-        )
-        outputs.append((o_BKnE / totals_BKn1).reshape(batch, kv_heads, groups, -1, width))
-    o_BKGNE = jnp.concatenate(outputs, axis=3)
-    return o_BKGNE.transpose(0, 3, 1, 2, 4).reshape(q_BNHE.shape).astype(q_BNHE.dtype)
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_RSD", "k_BKTE", "v_BKTE"))
+def _prefill_layer(
+    layer_weights: Params,
+    x_RSD: jax.Array,
+    k_BKTE: jax.Array,
+    v_BKTE: jax.Array,
+    *,
+    rope: Rope,
+    lengths_R: jax.Array,
+    slots_R: jax.Array,
+    config: LlamaConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    sequence = x_RSD.shape[1]
+    segments_RS = (jnp.arange(sequence) < lengths_R[:, None]).astype(jnp.int32)
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        return attend_segments(q, k, v, segments_RS, implementation="xla"), (k, v)
+
+    x_RSD, (k_RSKE, v_RSKE) = layer(x_RSD, layer_weights, config, rope, attend)
+
+    def written(full_BKTE: jax.Array, new_RSKE: jax.Array) -> jax.Array:
+        new_RKSE = jnp.swapaxes(new_RSKE, 1, 2).astype(full_BKTE.dtype)
+        return _shard(full_BKTE.at[slots_R, :, :sequence].set(new_RKSE))
+
+    return x_RSD, written(k_BKTE, k_RSKE), written(v_BKTE, v_RSKE)
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "k_BKTE", "v_BKTE"))
+def _draft_layer(
+    layer_weights: Params,
+    x_BND: jax.Array,
+    k_BKTE: jax.Array,
+    v_BKTE: jax.Array,
+    *,
+    rope: Rope,
+    start_B: jax.Array,
+    config: LlamaConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    positions_BN = start_B[:, None] + jnp.arange(x_BND.shape[1])
+    return _cached_layer(layer_weights, x_BND, k_BKTE, v_BKTE, rope=rope, positions_BN=positions_BN, config=config)
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _chosen_logits(
+    weights: Weights, x_BND: jax.Array, where_BM: jax.Array, columns_U: jax.Array, *, config: LlamaConfig
+) -> jax.Array:
+    x_BMD = jnp.take_along_axis(x_BND, where_BM[:, :, None], axis=1)
+    hidden_BMD = rms_norm(x_BMD, weights.norm, config.rms_norm_eps)
+    return jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
+
+
+def _through(weights: Weights, x_BND: jax.Array, cache: Cache, run: Any) -> tuple[jax.Array, Cache]:
+    """Calls run(layer weights, x, k, v) -> (x, k, v) for every layer in turn."""
+    keys, values = [], []
+    for layer_weights, k_BKTE, v_BKTE in zip(weights.layers, cache.k, cache.v, strict=True):
+        x_BND, k_BKTE, v_BKTE = run(layer_weights, x_BND, k_BKTE, v_BKTE)
+        keys.append(k_BKTE)
+        values.append(v_BKTE)
+    return x_BND, Cache(tuple(keys), tuple(values))
+
+
+def _step(
+    weights: Weights, config: LlamaConfig, token_B: jax.Array, position_B: jax.Array, cache: Cache
+) -> tuple[jax.Array, Cache]:
+    """Returns (float32 logits [B, V] behind one more token of every slot, the cache that holds it)."""
+    x_B1D, rope = _embed(weights, token_B[:, None], position_B, config=config)
+    run = partial(_cached_layer, rope=rope, positions_BN=position_B[:, None], config=config)
+    x_B1D, cache = _through(weights, x_B1D, cache, run)
+    hidden_BD = rms_norm(x_B1D[:, 0], weights.norm, config.rms_norm_eps)
+    return mask_padding(_project(hidden_BD, weights.head), config), cache
+
+
+def _cached_layer(
+    layer_weights: Params,
+    x_BND: jax.Array,
+    k_BKTE: jax.Array,
+    v_BKTE: jax.Array,
+    *,
+    rope: Rope,
+    positions_BN: jax.Array,
+    config: LlamaConfig,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Runs one layer over new tokens of every slot against the cache, and writes them into it."""
+    rows_B1 = jnp.arange(x_BND.shape[0])[:, None]
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        # Out-of-range positions (padding behind a row's end) are dropped by the scatter.
+        keys = _shard(k_BKTE.at[rows_B1, :, positions_BN].set(k.astype(k_BKTE.dtype)))
+        values = _shard(v_BKTE.at[rows_B1, :, positions_BN].set(v.astype(v_BKTE.dtype)))
+        return cached_attention(q, keys, values, positions_BN), (keys, values)
+
+    x_BND, (keys, values) = layer(x_BND, layer_weights, config, rope, attend)
+    return x_BND, keys, values
 
 
 def _project(hidden_BD: jax.Array, head_DV: jax.Array) -> jax.Array:

@@ -29,43 +29,48 @@ def attention(
     return _IMPLEMENTATIONS[implementation](q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
 
 
-def cached_attention(q_BSHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, positions_BS: jax.Array) -> jax.Array:
+def cached_attention(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BS: jax.Array) -> jax.Array:
     """Attention of new queries to a cache whose slot t holds position t: a query at position p sees slots 0..p."""
-    slots_T = jnp.arange(k_BTKE.shape[1])
-    visible_BST = slots_T[None, None, :] <= positions_BS[:, :, None]
-    return _attend(q_BSHE, k_BTKE, v_BTKE, visible_BST)
+    slots_T = jnp.arange(k_BKTE.shape[2])
+    outputs = []
+    for rows in _blocks(q_BSHE.shape[1]):
+        outputs.append(_attend(q_BSHE[:, rows], k_BKTE, v_BKTE, slots_T <= positions_BS[:, rows, None]))
+    return jnp.concatenate(outputs, axis=1)
 
 
 def _xla(q_BSHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
     """Blocks of queries against the keys at or before them: no [S, S] scores, and half the work of a full mask."""
-    sequence = q_BSHE.shape[1]
-    block = max(_SMALLEST_BLOCK, sequence // _MOST_BLOCKS)
-    index_S = jnp.arange(sequence)
+    k_BKSE, v_BKSE = jnp.swapaxes(k_BSKE, 1, 2), jnp.swapaxes(v_BSKE, 1, 2)
+    index_S = jnp.arange(q_BSHE.shape[1])
     outputs = []
-    for start in range(0, sequence, block):
-        stop = min(start + block, sequence)
-        same_Bqt = segment_ids_BS[:, start:stop, None] == segment_ids_BS[:, None, :stop]
-        causal_qt = index_S[None, :stop] <= index_S[start:stop, None]
-        outputs.append(_attend(q_BSHE[:, start:stop], k_BSKE[:, :stop], v_BSKE[:, :stop], same_Bqt & causal_qt))
+    for rows in _blocks(q_BSHE.shape[1]):
+        keys = slice(0, rows.stop)
+        same_BST = segment_ids_BS[:, rows, None] == segment_ids_BS[:, None, keys]
+        causal_ST = index_S[None, keys] <= index_S[rows, None]
+        outputs.append(_attend(q_BSHE[:, rows], k_BKSE[:, :, keys], v_BKSE[:, :, keys], same_BST & causal_ST))
     return jnp.concatenate(outputs, axis=1)
 
 
-def _attend(q_BSHE: jax.Array, k_BTKE: jax.Array, v_BTKE: jax.Array, visible_BST: jax.Array) -> jax.Array:
+def _blocks(sequence: int) -> list[slice]:
+    block = max(_SMALLEST_BLOCK, sequence // _MOST_BLOCKS)
+    return [slice(start, min(start + block, sequence)) for start in range(0, sequence, block)]
+
+
+def _attend(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, visible_BST: jax.Array) -> jax.Array:
     """Softmax attention; the [.., S, T] weights are left unnormalised and the [.., S, E] output divided instead."""
     batch, queries, heads, width = q_BSHE.shape
-    kv_heads = k_BTKE.shape[2]
+    kv_heads = k_BKTE.shape[1]
     groups = heads // kv_heads
     q_BKGSE = (q_BSHE * width**-0.5).reshape(batch, queries, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
     q_BKsE = q_BKGSE.reshape(batch, kv_heads, groups * queries, width)  # the queries of a group share their keys
-    scores_BKsT = jnp.einsum("BKsE,BTKE->BKsT", q_BKsE, k_BTKE, preferred_element_type=jnp.float32)
+    scores_BKsT = jnp.einsum("BKsE,BKTE->BKsT", q_BKsE, k_BKTE, preferred_element_type=jnp.float32)
     visible_BKsT = jnp.tile(visible_BST, (1, groups, 1))[:, None]
     scores_BKsT = jnp.where(visible_BKsT, scores_BKsT, _MASKED)
-    highest = jax.lax.stop_gradient(scores_BKsT.max(axis=-1, keepdims=True))
-    weights_BKsT = jnp.exp(scores_BKsT - highest)
+    highest_BKs1 = jax.lax.stop_gradient(scores_BKsT.max(axis=-1, keepdims=True))
+    weights_BKsT = jnp.exp(scores_BKsT - highest_BKs1)
     totals_BKs1 = weights_BKsT.sum(axis=-1, keepdims=True)
-    o_BKsE = jnp.einsum(
-        "BKsT,BTKE->BKsE", weights_BKsT.astype(v_BTKE.dtype), v_BTKE, preferred_element_type=jnp.float32
-    )
+    weights_BKsT = weights_BKsT.astype(v_BKTE.dtype)
+    o_BKsE = jnp.einsum("BKsT,BKTE->BKsE", weights_BKsT, v_BKTE, preferred_element_type=jnp.float32)
     o_BKGSE = (o_BKsE / totals_BKs1).reshape(batch, kv_heads, groups, queries, width)
     return o_BKGSE.transpose(0, 3, 1, 2, 4).reshape(q_BSHE.shape).astype(q_BSHE.dtype)
 

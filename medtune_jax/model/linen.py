@@ -24,7 +24,7 @@ class Llama(nn.Module):
             groups[row.keys[0]] = (*groups.get(row.keys[0], ()), row)
         params = {name: _Declare(self.config, rows, 1, name=name)() for name, rows in groups.items()}
         positions_BS = jnp.broadcast_to(jnp.arange(tokens_BS.shape[1]), tokens_BS.shape)
-        hidden_BSD, _ = forward(params, self.config, tokens_BS, positions_BS=positions_BS)
+        hidden_BSD = forward(params, self.config, tokens_BS, positions_BS=positions_BS)
         return logits(params, self.config, hidden_BSD)
 
 

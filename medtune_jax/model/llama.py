@@ -1,7 +1,7 @@
 """Llama 2 and 3 as pure functions of parameters and tokens, in Hugging Face's own mathematics.
 
 Read from top to bottom: config, the parameter table, layers, forward. Arrays carry their dimensions:
-  B batch    S sequence    T cache slots    D model width    H query heads    K key-value heads    E width of a head
+  B batch    S sequence    D model width    H query heads    K key-value heads    E width of a head
   F feed-forward width    V vocabulary, padded to a multiple of 128    L layers    HE, KE = heads x width, merged
 """
 
@@ -9,13 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from medtune_jax.model import matmul
 from medtune_jax.model.attention import attention as attend_segments
-from medtune_jax.model.attention import cached_attention
 from medtune_jax.sharding import constrain, parameter_sharding
 
 Params = dict[str, Any]
@@ -207,8 +207,7 @@ def dense(x_BSi: jax.Array, kernel_io: jax.Array) -> jax.Array:
     Rows are flattened to two dimensions: XLA:CPU is twice as slow on the weight gradient of the three-dimensional form.
     """
     batch, sequence, width = x_BSi.shape
-    y = x_BSi.reshape(batch * sequence, width) @ kernel_io.astype(x_BSi.dtype)
-    return y.reshape(batch, sequence, -1)
+    return matmul.dense(x_BSi.reshape(batch * sequence, width), kernel_io).reshape(batch, sequence, -1)
 
 
 def rms_norm(x_BSD: jax.Array, scale_D: jax.Array, eps: float) -> jax.Array:
@@ -266,19 +265,6 @@ def layer(
 # -------------------------------------------------------------------------------------------------------- forward
 
 
-class Cache(NamedTuple):
-    """Keys and values [L, B, T, K, E]; slot t of a row holds its position t."""
-
-    k: jax.Array
-    v: jax.Array
-
-
-def init_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """Returns an empty cache for `batch` rows of up to `length` positions."""
-    shape = (config.num_layers, batch, length, config.num_kv_heads, config.head_dim)
-    return Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-
-
 def forward(
     params: Params,
     config: LlamaConfig,
@@ -286,55 +272,36 @@ def forward(
     *,
     positions_BS: jax.Array,
     segment_ids_BS: jax.Array | None = None,
-    cache: Cache | None = None,
     attention: str = "xla",
     remat: str = "none",
     compute_dtype: Any = jnp.float32,
-) -> tuple[jax.Array, Cache | None]:
+) -> jax.Array:
     """Runs the decoder.
 
     Args:
       tokens_BS, positions_BS: int32. Positions restart in each document.
-      segment_ids_BS: int32, without a cache: a token attends earlier tokens of its own segment; None = one segment.
-      cache: with a cache, the token at position p is written to slot p and attends slots 0..p.
-      attention: backend of the entry in model/attention.py (without a cache).
+      segment_ids_BS: int32; a token attends earlier tokens of its own segment; None = one segment.
+      attention: backend of the entry in model/attention.py.
       remat: "full" recomputes each layer in the backward pass, "none" keeps its activations.
       compute_dtype: dtype of activations and of the parameters as they are used.
 
     Returns:
-      (hidden [B, S, D] after the final norm in compute_dtype, the updated cache or None).
+      hidden [B, S, D] after the final norm, in compute_dtype.
     """
     x_BSD = params["embed_tokens"]["embedding"].astype(compute_dtype)[tokens_BS]
     x_BSD = constrain(x_BSD, "batch", "sequence", "act_embed")
     rope = rope_angles(positions_BS, config)
 
-    if cache is None:
-        segments = jnp.ones_like(tokens_BS) if segment_ids_BS is None else segment_ids_BS
+    segments_BS = jnp.ones_like(tokens_BS) if segment_ids_BS is None else segment_ids_BS
+    attend = partial(attend_segments, segment_ids_BS=segments_BS, implementation=attention)
 
-        def body(x: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-            attend = partial(attend_segments, segment_ids_BS=segments, implementation=attention)
-            return layer(x, weights, config, rope, lambda q, k, v: (attend(q, k, v), None))
+    def body(x_BSD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
+        return layer(x_BSD, weights, config, rope, lambda q, k, v: (attend(q, k, v), None))
 
-        if remat == "full":
-            body = jax.checkpoint(body, prevent_cse=False)
-        x_BSD, _ = jax.lax.scan(body, x_BSD, params["layers"])
-    else:
-        rows_B1 = jnp.arange(tokens_BS.shape[0])[:, None]
-
-        def cached(carry: Any, inputs: tuple[Params, jax.Array]) -> tuple[Any, None]:
-            x, held = carry
-            weights, index = inputs
-
-            def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, Cache]:
-                k_all = held.k.at[index, rows_B1, positions_BS].set(k.astype(held.k.dtype))
-                v_all = held.v.at[index, rows_B1, positions_BS].set(v.astype(held.v.dtype))
-                read = (k_all[index].astype(q.dtype), v_all[index].astype(q.dtype))
-                return cached_attention(q, *read, positions_BS), Cache(k_all, v_all)
-
-            return layer(x, weights, config, rope, attend), None
-
-        (x_BSD, cache), _ = jax.lax.scan(cached, (x_BSD, cache), (params["layers"], jnp.arange(config.num_layers)))
-    return rms_norm(x_BSD, params["norm"]["scale"], config.rms_norm_eps), cache
+    if remat == "full":
+        body = jax.checkpoint(body, prevent_cse=False)
+    x_BSD, _ = jax.lax.scan(body, x_BSD, params["layers"])
+    return rms_norm(x_BSD, params["norm"]["scale"], config.rms_norm_eps)
 
 
 def head(params: Params, config: LlamaConfig) -> jax.Array:

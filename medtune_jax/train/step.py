@@ -116,7 +116,7 @@ def _make_sums(
 
     def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         with jax.default_matmul_precision(precision.matmul):
-            hidden_BSD, _ = forward(
+            hidden_BSD = forward(
                 params,
                 model_config,
                 batch["tokens"],

@@ -13,7 +13,6 @@ from medtune_jax.model.llama import (
     RopeScaling,
     abstract_params,
     forward,
-    init_cache,
     init_params,
     logits,
     num_params,
@@ -45,7 +44,7 @@ def params() -> Params:
 
 @jax.jit
 def _logits(params: Params, tokens_BS: jax.Array, positions_BS: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:
-    hidden, _ = forward(params, CONFIG, tokens_BS, positions_BS=positions_BS, segment_ids_BS=segment_ids_BS)
+    hidden = forward(params, CONFIG, tokens_BS, positions_BS=positions_BS, segment_ids_BS=segment_ids_BS)
     return logits(params, CONFIG, hidden)[..., : CONFIG.vocab_size]
 
 
@@ -105,36 +104,13 @@ def test_remat_changes_no_gradient(params: Params) -> None:
 
     def gradient(remat: str) -> Params:
         def loss(p: Params) -> jax.Array:
-            hidden, _ = forward(p, CONFIG, tokens, positions_BS=positions, segment_ids_BS=segments, remat=remat)
+            hidden = forward(p, CONFIG, tokens, positions_BS=positions, segment_ids_BS=segments, remat=remat)
             return jnp.mean(hidden**2)
 
         return jax.jit(jax.grad(loss))(params)
 
     for a, b in zip(jax.tree.leaves(gradient("none")), jax.tree.leaves(gradient("full")), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
-
-
-def test_the_cache_gives_the_logits_of_the_full_forward(params: Params) -> None:
-    """Right-padded prompts of different lengths, then one token at a time, each row at its own position."""
-    rng = np.random.default_rng(1)
-    total, prompts = 20, np.array([3, 9, 6])
-    tokens = rng.integers(0, CONFIG.vocab_size, (3, total), dtype=np.int32)
-    everywhere = np.broadcast_to(np.arange(total, dtype=np.int32), tokens.shape)
-    full = np.asarray(_logits(params, tokens, everywhere, np.ones_like(tokens)))
-
-    @jax.jit
-    def step(cache, tokens_BS, positions_BS):
-        hidden, cache = forward(params, CONFIG, tokens_BS, positions_BS=positions_BS, cache=cache)
-        return cache, logits(params, CONFIG, hidden)[..., : CONFIG.vocab_size]
-
-    prompt = np.where(np.arange(9) < prompts[:, None], tokens[:, :9], 99)  # garbage after the shorter prompts
-    cache, found = step(init_cache(CONFIG, 3, 32, jnp.float32), prompt, everywhere[:, :9])
-    for row, length in enumerate(prompts):
-        np.testing.assert_allclose(found[row, :length], full[row, :length], atol=2e-5, rtol=0)
-    for offset in range(total - prompts.max()):
-        at = (prompts + offset)[:, None].astype(np.int32)
-        cache, found = step(cache, np.take_along_axis(tokens, at, axis=1), at)
-        np.testing.assert_allclose(found[:, 0], full[np.arange(3), at[:, 0]], atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -145,7 +121,7 @@ def test_the_linen_module_has_the_table_as_its_tree_and_the_same_logits(tied: bo
     shapes = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), variables["params"])
     assert shapes == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), abstract_params(config))
     positions = jnp.broadcast_to(jnp.arange(12), tokens.shape)
-    hidden, _ = forward(variables["params"], config, tokens, positions_BS=positions)
+    hidden = forward(variables["params"], config, tokens, positions_BS=positions)
     expected = logits(variables["params"], config, hidden)
     np.testing.assert_allclose(np.asarray(Llama(config).apply(variables, tokens)), expected, atol=1e-5, rtol=1e-5)
 

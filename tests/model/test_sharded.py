@@ -48,7 +48,7 @@ def batch() -> dict[str, np.ndarray]:
 
 
 def _loss(params: Params, batch: dict[str, jax.Array], config: LlamaConfig) -> tuple[jax.Array, jax.Array]:
-    hidden, _ = forward(
+    hidden = forward(
         params, config, batch["tokens"], positions_BS=batch["positions"], segment_ids_BS=batch["segment_ids"]
     )
     out = logits(params, config, hidden)

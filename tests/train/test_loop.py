@@ -69,7 +69,7 @@ def test_the_last_evaluation_loss_is_that_of_the_saved_parameters(run, config, d
     total = count = 0
     for row in encoded:
         tokens = row.tokens[None]
-        hidden, _ = forward(loaded.params, loaded.config, tokens, positions_BS=np.arange(tokens.shape[1])[None])
+        hidden = forward(loaded.params, loaded.config, tokens, positions_BS=np.arange(tokens.shape[1])[None])
         log_p = jax.nn.log_softmax(logits(loaded.params, loaded.config, hidden))[0]
         bears = np.flatnonzero(row.weights)
         total -= float(log_p[bears - 1, row.tokens[bears]].sum())
