@@ -235,7 +235,7 @@ class Engine:
         decisions = [one.row.decisions() for _, one in active]
         allowed = sorted({token for row in decisions for _, children in row for token in children})
         batch = len(slots.rows)
-        tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 16)), np.int32)
+        tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 32)), np.int32)
         where_BM = np.zeros((batch, round_up(max(map(len, decisions)), 8)), np.int32)
         columns_U = np.zeros(round_up(len(allowed), 8), np.int32)
         columns_U[: len(allowed)] = allowed
@@ -279,8 +279,8 @@ class Engine:
 
     def _slots(self, feed: Iterator[Any], rows: int, batch_size: int) -> Slots[Any]:
         batch = min(batch_size, 1 << max(0, rows - 1).bit_length())
-        batch = -(-batch // self._ways) * self._ways
         chunk = max(1, batch // 4 // self._ways) * self._ways
+        batch = -(-batch // chunk) * chunk
         return Slots(self._weights, self.config, self.dtype, feed, batch, shapes=self.shapes, chunk=chunk)
 
     def _continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:

@@ -31,13 +31,11 @@ Kind = TypeVar("Kind", bound=Waiting)
 
 
 def round_up(size: int, smallest: int) -> int:
-    """Returns the least of smallest x 1, 1.5, 2, 3, 4, 6, 8, ... that is at least `size`."""
-    power = smallest
-    while power < size:
-        if size <= power * 3 // 2:
-            return power * 3 // 2
-        power *= 2
-    return power
+    """Returns the least of smallest x 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, ... that is at least `size`."""
+    step = smallest // 4
+    while size > 8 * step:
+        step *= 2
+    return max(smallest, -(-size // step) * step)
 
 
 class Slots(Generic[Kind]):
@@ -98,7 +96,7 @@ class Slots(Generic[Kind]):
             self.cache = decode.resize(self.cache, length)
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
-        sequence = round_up(max(len(row.filled) for _, row in taken), 16)
+        sequence = round_up(max(len(row.filled) for _, row in taken), 32)
         tokens = np.zeros((self._chunk, sequence), np.int32)
         lengths = np.zeros(self._chunk, np.int32)
         slots = np.full(self._chunk, len(self.rows), np.int32)  # beyond the last slot: written nowhere

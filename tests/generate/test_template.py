@@ -6,6 +6,8 @@ import random
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
 from tiny_engine import (
     LongestMatch,
@@ -25,6 +27,7 @@ from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.sampling import Greedy
 from medtune_jax.generate.template import Row as TemplateRow
 from medtune_jax.generate.template import TemplateRequest
+from medtune_jax.model.llama import init_params
 from medtune_jax.tasks.base import Allowed, Slot
 from medtune_jax.tasks.classification import LabelTask, NliTask
 from medtune_jax.tasks.ner import NerTask
@@ -152,6 +155,16 @@ def test_an_output_without_decisions_is_echoed() -> None:
     engine, _ = tiny_engine(LongestMatch())
     answers = engine.decode_template([TemplateRequest("", "", Allowed(("just this",)))], TRAIN)
     assert [answer.text for answer in answers] == ["just this"]
+
+
+def test_of_equal_logits_the_lowest_id_is_chosen() -> None:
+    tokenizer, task = LongestMatch(), NerTask()
+    config = tiny_config(tokenizer.vocab_size)
+    params = jax.tree.map(jnp.zeros_like, init_params(jax.random.key(0), config))
+    request = TemplateRequest("", "a b c", task.allowed("a b c"))
+    (answer,) = Engine(params, config, tokenizer).decode_template([request], TRAIN)
+    assert list(answer.tokens) == constrained_greedy(params, config, tokenizer, TRAIN, request)[:-1]
+    assert answer.text == "a : B\nb : B\nc : B"  # "B" comes before "I" and "O" in the vocabulary
 
 
 def test_the_draft_changes_the_passes_and_never_the_text() -> None:
