@@ -131,12 +131,15 @@ def test_an_option_that_begins_another_competes_with_what_follows_the_slot() -> 
     tokenizer = LongestMatch(["A-", "B\n"])
     engine, params = tiny_engine(tokenizer, seed=5)
     slot = Slot(("A", "A-B", "A-BC", "B"))
-    requests = [
-        TemplateRequest("", "x" * n, Allowed(("one ", slot, "-", slot, "\ntwo ", slot, slot, "."))) for n in range(1, 9)
+    shapes = [
+        ("one ", slot, "-", slot, "\ntwo ", slot, slot, "."),
+        ("one ", slot, "-:x", slot, "-:"),  # where the text could be cut, "A-" begins "A-B-"
     ]
+    requests = [TemplateRequest("", "x" * n, Allowed(shape)) for n in range(1, 9) for shape in shapes]
     answers = engine.decode_template(requests, TRAIN)
     for request, answer in zip(requests, answers, strict=True):
         assert list(answer.tokens) == constrained_greedy(params, engine.config, tokenizer, TRAIN, request)[:-1]
+    assert len({answer.text for answer in answers}) > 4
 
 
 def test_follows_that_leads_nowhere_is_never_entered() -> None:
@@ -223,6 +226,16 @@ def check_random_choices(tokenizer: Tokenizer, texts: list[str]) -> None:
             for _ in range(5):
                 row.draft = [draw.randrange(len(piece.options)) for piece in row.pieces]
                 assert canonical(tokenizer, template, request, row)
+
+
+def test_the_longest_allowed_output_must_fit_to_the_last_position() -> None:
+    engine, _ = tiny_engine(LongestMatch())
+    request = TemplateRequest("", "text", LabelTask("relation", ("Yes", "Perhaps")).allowed("text"))
+    text = TRAIN.prompt("", "text") + TRAIN.completion("Perhaps")
+    positions = len(engine.tokenizer.encode(text)) + 2  # BOS and EOS
+    for length, reason in ((positions, "constrained"), (positions - 1, "prompt_too_long")):
+        (answer,) = engine.decode_template([request], TRAIN, max_length=length)
+        assert answer.finish_reason == reason
 
 
 @pytest.mark.parametrize("folder", ["models/stories260K", "tokenizers/llama2"])
