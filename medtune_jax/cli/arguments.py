@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any
 
 from absl import flags as absl_flags
 
@@ -106,11 +107,16 @@ def verb_help(module: ModuleType, verb: str, example: str) -> str:
     if getattr(module, "TAKES_CONFIG", False):
         lines += ["", f"Experiments: {', '.join(experiments.names())}", "", "Overrides, with their defaults:"]
         lines += [
-            f"  --config.{group}.{leaf.name}={getattr(getattr(Config(), group), leaf.name)}"
+            f"  --config.{group}.{leaf.name}={_typed(getattr(getattr(Config(), group), leaf.name))}"
             for group, kind in config_lib.groups().items()
             for leaf in dataclasses.fields(kind)
         ]
     return "\n".join(lines)
+
+
+def _typed(value: Any) -> str:
+    """Returns a default as it would be typed after --config.group.leaf=."""
+    return ",".join(value) if isinstance(value, tuple) else str(value).lower()
 
 
 def _plain(error: Exception) -> str:

@@ -1,5 +1,6 @@
 """Flags of one verb: values, values in a row, overrides of the configuration, mistakes."""
 
+import re
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medtune_jax.cli import arguments
-from medtune_jax.config import Config
+from medtune_jax.config import Config, override
 from medtune_jax.errors import UserError
 
 
@@ -99,6 +100,8 @@ def test_help_of_a_verb_with_a_configuration_lists_experiments_and_every_leaf():
     printed = arguments.verb_help(module, "train", "medtune train")
     assert "quickstart" in printed
     assert "--config.optimizer.learning_rate=2e-05" in printed
+    shown = re.findall(r"--config\.([\w.]+)=(.*)", printed)
+    assert override(Config(), dict(shown)) == Config()
     assert printed.count("  --config.") == sum(len(vars(group)) for group in vars(Config()).values())
 
 
