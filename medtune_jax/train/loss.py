@@ -14,12 +14,13 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from medtune_jax.model import matmul
 from medtune_jax.model.llama import LlamaConfig, mask_padding
 from medtune_jax.sharding import constrain
 
 Sums = tuple[jax.Array, jax.Array]  # (weighted, plain)
 
-_PIECE_BYTES = 2**26  # float32 logits of a piece on one device
+_PIECE_BYTES = 2**25  # float32 logits of a piece on one device
 _PIECE_MULTIPLE = 64
 
 
@@ -96,8 +97,8 @@ def _fused_forward(
         d_BCV = (jnp.exp(logits_BCV - normalizer_BC[..., None]) - is_target_BCV) * weights_BC[..., None]
         d_nV = constrain(d_BCV, "batch", None, "vocab").astype(hidden_BCD.dtype).reshape(-1, d_BCV.shape[-1])
         hidden_nD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-        d_hidden_nD = jnp.dot(d_nV, head.T)
-        d_head_DV += jnp.dot(hidden_nD.T, d_nV, preferred_element_type=jnp.float32)
+        d_hidden_nD = matmul.dot(d_nV, head.T).astype(hidden_BCD.dtype)
+        d_head_DV += matmul.dot(hidden_nD.T, d_nV)
         d_head_DV = constrain(d_head_DV, "embed", "vocab")
         return (d_head_DV, _add(sums, loss_BC, weights_BC)), d_hidden_nD.reshape(hidden_BCD.shape)
 
@@ -137,7 +138,7 @@ def _piece_loss(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (loss [B, C], logits [B, C, V], log of the softmax's denominator [B, C]), all float32."""
     hidden_nD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-    logits_nV = jnp.dot(hidden_nD, head_DV, preferred_element_type=jnp.float32)
+    logits_nV = matmul.dot(hidden_nD, head_DV)
     logits_BCV = constrain(logits_nV.reshape(*targets_BC.shape, -1), "batch", None, "vocab")
     logits_BCV = mask_padding(logits_BCV, config)
     normalizer_BC = jax.nn.logsumexp(logits_BCV, axis=-1)
