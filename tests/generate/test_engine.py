@@ -16,7 +16,7 @@ from medtune_jax.data.prompts import get_template
 from medtune_jax.generate import decode
 from medtune_jax.generate import engine as engine_module
 from medtune_jax.generate.engine import Engine, TemplateRequest
-from medtune_jax.generate.sampling import Greedy, Sample
+from medtune_jax.generate.sampling import Greedy, Sample, request_keys
 from medtune_jax.generate.slots import round_up
 from medtune_jax.model.llama import init_params
 from medtune_jax.sharding import make_mesh
@@ -95,6 +95,18 @@ def test_greedy_equals_a_whole_forward_pass_per_token() -> None:
     text = list(PROMPTS[2])
     for token in answer.tokens:
         assert token == next_logits(params, engine.config, text).argmax()
+        text.append(token)
+
+
+def test_every_token_is_drawn_with_the_key_of_its_row_and_step() -> None:
+    engine, params = tiny_engine(TOKENIZER)
+    method = Sample(0.8, 40)
+    (answer,) = engine.generate([PROMPTS[2]], method=method, max_new_tokens=20, seed=3, rows=[6])
+    text = list(PROMPTS[2])
+    for step, token in enumerate(answer.tokens):
+        key = request_keys(3, jax.numpy.array([6]), jax.numpy.array([step]))
+        behind = jax.numpy.asarray(next_logits(params, engine.config, text))
+        assert token == method(key, behind[None])[0]
         text.append(token)
 
 

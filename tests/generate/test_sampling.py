@@ -57,6 +57,8 @@ def test_of_equal_tokens_the_lowest_id_is_kept_and_taken() -> None:
     keys = request_keys(np.uint32(0), jnp.arange(200), jnp.zeros(200, jnp.int32))
     assert set(Sample(1.0, 2)(keys, many).tolist()) == {1, 2}
     assert set(Sample(1.0, 0, 0.5)(keys, many).tolist()) == {1, 2}
+    halves = jnp.broadcast_to(jnp.array([2.0, 2.0]), (200, 2))
+    assert set(Sample(1.0, 0, 0.5)(keys, halves).tolist()) == {0}, "the first half alone sums to top_p"
 
 
 @settings(max_examples=30, deadline=None)
