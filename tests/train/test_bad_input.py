@@ -32,7 +32,7 @@ def refused(model_folder, data_folder, tmp_path, capsys):
     return run
 
 
-def one_device_batch(model: Path, data: Path, **changes) -> Config:
+def one_device_batch(model: Path, data: Path | str, **changes) -> Config:
     return settings(model, data, **{"train__batch_size": 8, "mesh__fsdp": 8, **changes})
 
 

@@ -6,6 +6,7 @@ import logging
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from kills import metric_lines
@@ -65,11 +66,11 @@ def test_metrics_tell_each_step_and_evaluation_in_order(run):
 def test_the_last_evaluation_loss_is_that_of_the_saved_parameters(run, config, data_folder):
     loaded = load_model(run)
     rows = ner_rows(6, 1)  # the validation split
-    encoded, _ = encode_rows(loaded.tokenizer, get_template(loaded.template), rows)
-    total = count = 0
+    encoded, _ = encode_rows(loaded.tokenizer, get_template(str(loaded.template)), rows)
+    total, count = 0.0, 0
     for row in encoded:
-        tokens = row.tokens[None]
-        hidden = forward(loaded.params, loaded.config, tokens, positions_BS=np.arange(tokens.shape[1])[None])
+        tokens = jnp.asarray(row.tokens[None])
+        hidden = forward(loaded.params, loaded.config, tokens, positions_BS=jnp.arange(tokens.shape[1])[None])
         log_p = jax.nn.log_softmax(logits(loaded.params, loaded.config, hidden))[0]
         bears = np.flatnonzero(row.weights)
         total -= float(log_p[bears - 1, row.tokens[bears]].sum())
@@ -124,17 +125,19 @@ def test_progress_overwrites_its_line_on_a_terminal_only(monkeypatch):
     class Screen(io.StringIO):
         def __init__(self, live: bool):
             super().__init__()
-            self.isatty = lambda: live
+            self.live = live
+
+        def isatty(self) -> bool:
+            return self.live
 
     line = {"step": 2, "loss": 1.5, "seconds_left": 3725.0}
     line |= {f"{kind}tokens_per_second": 1234.0 for kind in ("padded_", "", "loss_")}
     for live in (True, False):
-        monkeypatch.setattr("sys.stderr", Screen(live))
+        screen = Screen(live)
+        monkeypatch.setattr("sys.stderr", screen)
         progress = Progress(0, 4)
         progress.show(line)
-        import sys
-
-        text = sys.stderr.getvalue()
+        text = screen.getvalue()
         assert text.startswith("\r") == live and text.endswith("\n") != live
         assert "step 2/4  loss 1.5000" in text and "1,234 padded" in text and text.strip().endswith("ETA 1:02:05")
 

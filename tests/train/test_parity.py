@@ -1,6 +1,7 @@
 """Loss, gradients and twenty updates beside transformers on torch."""
 
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -20,7 +21,7 @@ def torch_model(folder: Path) -> transformers.LlamaForCausalLM:
     return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
-def as_tree(tensors: dict[str, torch.Tensor]) -> Params:
+def as_tree(tensors: dict[str, Any]) -> Params:
     """Hugging Face's names to the tree of model/llama.py, vocabulary padding zero."""
 
     def leaf(row):
@@ -53,7 +54,7 @@ def test_a_packed_step_has_torchs_loss_and_gradients(model_folder, tokenizer, de
     state, [metrics] = run_steps(config, MODEL, [batch], optimizer=keep_gradients(), params=params)
 
     model = torch_model(model_folder)
-    weighted, plain, count, weight = 0.0, 0.0, 0, 0.0
+    weighted, plain, count, weight = torch.zeros(()), 0.0, 0, 0.0
     for tokens, weights in documents(batch):  # each document alone
         losses = torch.nn.functional.cross_entropy(model(tokens).logits[0, :-1], tokens[0, 1:], reduction="none")
         weighted = weighted + (losses * weights).sum()
@@ -101,6 +102,7 @@ def hugging_face_trainer(folder, batches, output) -> tuple[Params, list[float]]:
             labels = torch.where(torch.cat([torch.zeros(1), weights]) > 0, tokens[0], -100)
             examples.append({"input_ids": tokens[0], "labels": labels})
             per_step[-1] += 1
+    dataset: Any = examples
     seen: list[float] = []
 
     class Ordered(transformers.Trainer):
@@ -109,7 +111,7 @@ def hugging_face_trainer(folder, batches, output) -> tuple[Params, list[float]]:
             for size in per_step:
                 groups.append(list(range(at, at + size)))
                 at += size
-            return torch.utils.data.DataLoader(examples, batch_sampler=groups, collate_fn=pad)
+            return torch.utils.data.DataLoader(dataset, batch_sampler=groups, collate_fn=pad)
 
         def compute_loss(self, *args, **kwargs):
             loss = super().compute_loss(*args, **kwargs)
@@ -130,9 +132,9 @@ def hugging_face_trainer(folder, batches, output) -> tuple[Params, list[float]]:
         use_cpu=True,
         optim="adamw_torch",
     )
-    trainer = Ordered(model=torch_model(folder), args=arguments, train_dataset=examples)
-    trainer.train()
-    return as_tree(dict(trainer.model.named_parameters())), seen
+    model = torch_model(folder)
+    Ordered(model=model, args=arguments, train_dataset=dataset).train()
+    return as_tree(dict(model.named_parameters())), seen
 
 
 def pad(examples):

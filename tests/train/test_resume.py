@@ -233,7 +233,7 @@ def test_a_signal_during_evaluation_or_logging_loses_nothing(home, finished, tmp
 def test_the_second_signal_ends_the_process_at_once(monkeypatch):
     from medtune_jax.train import signals
 
-    ended = []
+    ended: list[int] = []
     monkeypatch.setattr(signals.os, "_exit", ended.append)
     before = signal.getsignal(signal.SIGTERM)
     with signals.StopRequest() as stop:

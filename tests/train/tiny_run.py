@@ -167,7 +167,7 @@ def run_steps(
     optimizer = optimizer or make_optimizer(config.optimizer, config.train.steps or len(batches))
     params = init_params(jax.random.key(7), model) if params is None else params
     with jax.set_mesh(placed):
-        update = make_train_step(config, model, optimizer, placed)
+        update: Any = make_train_step(config, model, optimizer, placed)
         params = jax.device_put(params, param_shardings(model, placed))
         state = init_state(params, model, optimizer, placed)
         seen = []
