@@ -56,18 +56,19 @@ _FIELDS = {field.name: field.type for field in fields(Prediction)}
 _REQUIRED = ("source", "input", "output", "generated")
 
 
-def prediction_key(row: int, id: str, model: str, prompt: str, decoding: Any, template: str) -> str:
+def prediction_key(row: int, id: str, source: str, model: str, prompt: str, decoding: Any, template: str) -> str:
     """Returns 32 hex digits over everything that decides what a row's generated text is.
 
     Args:
       row: position in the split.
       id: the row's id, or "".
+      source: the row's source, whose task reads the text.
       model: hash of the model's weights and tokenizer.
       prompt: the rendered prompt.
       decoding: JSON-ready description of the decoding method, its numbers and its seed.
       template: hash of the prompt template.
     """
-    identity = json.dumps([row, id, model, prompt, decoding, template], sort_keys=True)
+    identity = json.dumps([row, id, source, model, prompt, decoding, template], sort_keys=True)
     return hashlib.sha256(identity.encode()).hexdigest()[:32]
 
 
@@ -124,7 +125,6 @@ class PredictionLog:
     Attributes:
       missing: indices into `rows` that no earlier attempt has answered.
       dropped_torn: whether a line that was cut off in the middle was dropped.
-      dropped_other: number of lines dropped because their key is not that of a row asked for now.
     """
 
     def __init__(self, folder: Path, rows: Sequence[Prediction], private: bool = False):
@@ -134,17 +134,27 @@ class PredictionLog:
           folder: made if needed.
           rows: what is asked, in row order, with `key` set and nothing generated yet; keys are distinct.
           private: files are made readable by their owner only.
+
+        Raises:
+          UserError: the folder holds answers that are not to `rows`; they are left as they are.
         """
         self._folder, self._rows, self._private = folder, list(rows), private
         self._index = {row.key: index for index, row in enumerate(self._rows)}
         self._answers: dict[int, Prediction] = {}
         self._pending: list[bytes] = []
         self._flushed_at = time.monotonic()
-        self.dropped_torn, self.dropped_other = False, 0
+        self.dropped_torn = False
         folder.mkdir(parents=True, exist_ok=True)
+        others: set[bytes] = set()
         for name in (FINAL, PARTIAL):
             if (folder / name).is_file():
-                self._take_over((folder / name).read_bytes())
+                others |= self._take_over((folder / name).read_bytes())
+        if others:
+            raise UserError(
+                f"{folder} holds {len(others):,} answers that this call would lose: they belong to rows that it does "
+                "not ask (--limit, --sources, --split, --data) or to another model, template or decoding. "
+                "Give another --out, or remove that folder."
+            )
         # What is kept is written afresh: a torn tail must not become the head of the next line.
         kept = [to_json_line(asdict(answer)) for answer in self._answers.values()]
         write_file(folder / PARTIAL, b"".join(kept), private)
@@ -201,7 +211,9 @@ class PredictionLog:
         (self._folder / PARTIAL).unlink(missing_ok=True)
         return answers
 
-    def _take_over(self, data: bytes) -> None:
+    def _take_over(self, data: bytes) -> set[bytes]:
+        """Keeps the answers to rows asked for now; returns the lines of the others."""
+        others: set[bytes] = set()
         *lines, tail = data.split(b"\n")
         self.dropped_torn |= bool(tail)
         for line in lines:
@@ -212,7 +224,7 @@ class PredictionLog:
                 continue
             index = self._index.get(answer.key)
             if index is None:
-                self.dropped_other += 1
+                others.add(line)
             else:
                 # The question's own columns are today's (a gold output may have been mended); only the answer is kept.
                 self._answers[index] = replace(
@@ -221,3 +233,4 @@ class PredictionLog:
                     finish_reason=answer.finish_reason,
                     generated_tokens=answer.generated_tokens,
                 )
+        return others

@@ -136,7 +136,14 @@ def choose_rows(data: str | Path, split: str, sources: Sequence[str], limit: int
         raise UserError(f"--limit is {limit}; it counts rows per source and must be at least 1.")
     taken: dict[str, int] = {}
     chosen = []
-    for position, row in enumerate(read_rows(data, split, sources)):
+    rows = read_rows(data, split)
+    present = {row.source for row in rows}
+    for source in sources:
+        if source not in present:
+            raise UserError(f"{data} has no rows of source '{source}'.{did_you_mean(source, present)}")
+    for position, row in enumerate(rows):
+        if sources and row.source not in sources:
+            continue
         taken[row.source] = taken.get(row.source, 0) + 1
         if limit is None or taken[row.source] <= limit:
             chosen.append((position, row))
@@ -181,6 +188,7 @@ def ask(
             key=prediction_key(
                 position,
                 row.id,
+                row.source,
                 " ".join(identity.values()),
                 template.prompt(row.instruction, row.input),
                 {**decoding, "max_new_tokens": budget},
@@ -208,11 +216,6 @@ def answer(
 
     if log.dropped_torn:
         LOG.warning("A line that was cut off when the last attempt stopped is dropped; its row is answered again.")
-    if log.dropped_other:
-        LOG.warning(
-            "%d earlier answers are dropped: they belong to other rows, another model, template or decoding.",
-            log.dropped_other,
-        )
     missing = log.missing
     counts = {"rows": 0, "tokens": 0, "passes": 0}
     if not missing:

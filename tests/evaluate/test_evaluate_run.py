@@ -67,7 +67,7 @@ def oracle(monkeypatch):
     engine.template = "alpaca"
     monkeypatch.setattr(
         "medtune_jax.train.load.load_model",
-        lambda path, dtype: SimpleNamespace(
+        lambda path, **changes: SimpleNamespace(
             params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m"
         ),
     )
@@ -126,11 +126,22 @@ def test_a_finished_run_asks_nothing_again(tmp_path, data, oracle):
     assert _bytes(tmp_path / "out") == before
 
 
-def test_answers_of_another_decoding_are_not_taken_over(tmp_path, data, oracle, caplog):
+@pytest.mark.parametrize(
+    ("change", "lost"),
+    [({"max_new_tokens": 7}, 12), ({"dtype": "bfloat16"}, 12), ({"limit": 1}, 9), ({"sources": [NLI]}, 8)],
+)
+def test_finished_answers_are_never_lost_to_another_call(tmp_path, data, oracle, change, lost):
     evaluate("m", data, "test", tmp_path / "out", decode="greedy")
-    evaluate("m", data, "test", tmp_path / "out", decode="greedy", max_new_tokens=7)
-    assert [len(call) for call in oracle.calls] == [12, 12]
-    assert "12 earlier answers are dropped" in caplog.text
+    before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    with pytest.raises(UserError, match=f"holds {lost} answers that this call would lose"):
+        evaluate("m", data, "test", tmp_path / "out", decode="greedy", **change)
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+def test_rows_keep_their_position_in_the_split_when_sources_are_chosen(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "out", sources=[NLI])
+    assert [one.row for one in read_predictions(tmp_path / "out")] == [8, 9, 10, 11]
+    assert evaluate("m", data, "test", tmp_path / "out")["timing"]["rows_answered_now"] == 8
 
 
 def test_a_limit_takes_the_first_rows_of_each_source_and_says_so(tmp_path, data, oracle):

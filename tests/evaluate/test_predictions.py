@@ -83,12 +83,18 @@ def test_a_finished_run_is_taken_over_whole(tmp_path, undisturbed):
     assert (tmp_path / FINAL).read_bytes() == undisturbed[1]
 
 
-def test_answers_with_another_key_are_dropped_and_counted(tmp_path, undisturbed):
-    (tmp_path / PARTIAL).write_bytes(undisturbed[0])
+@pytest.mark.parametrize("name", [PARTIAL, FINAL])
+def test_a_folder_with_answers_to_other_questions_is_refused_and_left_as_it_is(tmp_path, undisturbed, name):
+    data = undisturbed[name == FINAL]
+    (tmp_path / name).write_bytes(data)
     questions = _questions()
     questions[2] = replace(questions[2], key="another")
-    with PredictionLog(tmp_path, questions) as log:
-        assert (log.missing, log.dropped_other, log.dropped_torn) == ([2], 1, False)
+    for asked, lost in ((questions, 1), (_questions()[:2], 4)):
+        with pytest.raises(UserError, match=f"holds {lost} answers that this call would lose.*another --out"):
+            PredictionLog(tmp_path, asked)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {name: data}
+    with PredictionLog(tmp_path, _questions(8)) as log:
+        assert log.missing == [6, 7]
 
 
 def test_a_damaged_line_in_the_middle_costs_only_its_row(tmp_path, undisturbed):
@@ -183,7 +189,23 @@ def test_missing_empty_and_unfinished_files_are_told_apart(tmp_path):
 
 
 def test_everything_that_decides_an_answer_enters_its_key():
-    base = {"row": 1, "id": "a", "model": "m", "prompt": "p", "decoding": {"method": "greedy"}, "template": "t"}
-    other = {"row": 2, "id": "b", "model": "n", "prompt": "q", "decoding": {"method": "sample"}, "template": "u"}
+    base = {
+        "row": 1,
+        "id": "a",
+        "source": "s",
+        "model": "m",
+        "prompt": "p",
+        "decoding": {"method": "greedy"},
+        "template": "t",
+    }
+    other = {
+        "row": 2,
+        "id": "b",
+        "source": "v",
+        "model": "n",
+        "prompt": "q",
+        "decoding": {"method": "sample"},
+        "template": "u",
+    }
     keys = {prediction_key(**base)} | {prediction_key(**{**base, name: other[name]}) for name in base}
-    assert len(keys) == 7
+    assert len(keys) == 8
