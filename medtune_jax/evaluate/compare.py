@@ -15,7 +15,7 @@ from typing import Any
 
 from medtune_jax.errors import UserError
 from medtune_jax.evaluate import bootstrap, html, report
-from medtune_jax.evaluate.files import to_json, write_file
+from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.report import Line
 from medtune_jax.evaluate.score import known_source
 from medtune_jax.evaluate.table import Table, read_tables
@@ -73,8 +73,8 @@ def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES
 
 
 def write_comparison(out: Path, comparison: Mapping[str, Any]) -> None:
-    """Writes compare.json, compare.md and compare.html into the folder `out`."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Writes compare.json, compare.md and compare.html into the folder `out`; raises UserError where it cannot."""
+    make_folder(out)
     write_file(out / "compare.md", markdown(comparison).encode())
     write_file(out / "compare.html", page(comparison).encode())
     write_file(out / "compare.json", to_json(comparison))

@@ -1,23 +1,51 @@
-"""Writing a result file: whole or not at all, and readable by its owner only where its rows are gated."""
+"""Writing a result file: whole or not at all, readable by its owner only where its rows are gated, errors by name."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from medtune_jax.errors import UserError
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turns what the file system refuses inside (no such place, no right, disk full) into a UserError that names it."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be written: {error.strerror or error}. Free the place, or give another --out."
+        ) from error
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder for results and its parents; raises UserError where it cannot be made or written into."""
+    with writing(path):
+        path.mkdir(parents=True, exist_ok=True)
+        if not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+
 
 def write_file(path: Path, data: bytes, private: bool = False) -> None:
-    """Writes `data` under a temporary name, syncs it, then renames it to `path` (mode 0600 if private)."""
+    """Writes `data` under a temporary name, syncs it, then renames it to `path` (mode 0600 if private).
+
+    Raises:
+      UserError: the file cannot be written.
+    """
     temporary = path.with_name(path.name + ".tmp")
-    with open(temporary, "wb") as file:
+    with writing(path), open(temporary, "wb") as file:
         if private:
             os.chmod(temporary, 0o600)
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-    os.replace(temporary, path)
+        os.replace(temporary, path)
 
 
 def to_json(value: Any) -> bytes:

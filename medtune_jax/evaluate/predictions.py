@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medtune_jax.errors import UserError, did_you_mean
-from medtune_jax.evaluate.files import to_json_line, write_file
+from medtune_jax.evaluate.files import make_folder, to_json_line, write_file, writing
 
 FINAL = "predictions.jsonl"
 PARTIAL = "predictions.partial.jsonl"
@@ -136,7 +136,8 @@ class PredictionLog:
           private: files are made readable by their owner only.
 
         Raises:
-          UserError: the folder holds answers that are not to `rows`; they are left as they are.
+          UserError: the folder holds answers that are not to `rows`; they are left as they are. Nothing can be written
+            there.
         """
         self._folder, self._rows, self._private = folder, list(rows), private
         self._index = {row.key: index for index, row in enumerate(self._rows)}
@@ -144,7 +145,7 @@ class PredictionLog:
         self._pending: list[bytes] = []
         self._flushed_at = time.monotonic()
         self.dropped_torn = False
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         others: set[bytes] = set()
         for name in (FINAL, PARTIAL):
             if (folder / name).is_file():
@@ -192,11 +193,12 @@ class PredictionLog:
         data = b"".join(self._pending)
         if data:
             # Always from the last good end: a signal may have stopped an earlier attempt within a line.
-            self._file.seek(self._end)
-            self._file.truncate()
-            self._file.write(data)
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            with writing(self._folder / PARTIAL):
+                self._file.seek(self._end)
+                self._file.truncate()
+                self._file.write(data)
+                self._file.flush()
+                os.fsync(self._file.fileno())
             self._end += len(data)
             self._pending.clear()
         self._flushed_at = time.monotonic()

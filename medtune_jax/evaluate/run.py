@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import medtune_jax
 from medtune_jax.data.prompts import TEMPLATES, Template, get_template
 from medtune_jax.errors import Interrupted, UserError, did_you_mean
-from medtune_jax.evaluate.files import to_json, write_file
+from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, Prediction, PredictionLog, prediction_key
-from medtune_jax.evaluate.score import PROTOCOLS, PROVENANCE, score_file
+from medtune_jax.evaluate.score import PROTOCOLS, PROVENANCE, check_rows, score_file, training_rows
 from medtune_jax.tasks.registry import find_source, get_source
 from medtune_jax.tasks.rows import Row, read_rows
 
@@ -71,8 +71,8 @@ def evaluate(
       `Scores.summary` and "timing"; timing lies in timing.json, apart, so that scores.json is the same in any run.
 
     Raises:
-      UserError: see `read_rows`, `load_model`, `score`; a source unknown to the registry under template decoding or
-        without max_new_tokens; a template that is unknown, missing or not the model's own.
+      UserError: see `read_rows`, `load_model`, `score`; `out` cannot be written; a source unknown to the registry
+        under template decoding or without max_new_tokens; a template that is unknown, missing or not the model's own.
       Interrupted: on SIGTERM or Ctrl-C, after what was answered has been saved.
     """
     for name, value, known in (("decoding", decode, DECODE), ("protocol", protocol, PROTOCOLS)):
@@ -82,6 +82,10 @@ def evaluate(
     with _stoppable(folder):
         rows = choose_rows(data, split, sources, limit)
         budgets = [_budget(row, decode, max_new_tokens) for _, row in rows]
+        # Whatever could stop the scoring is met here, before hours of answering.
+        check_rows(rows)
+        train = training_rows(data, {row.source for _, row in rows})
+        make_folder(folder)
         engine, own_template, identity = _load(model, dtype, max_positions)
         form = choose_template(own_template, template, force_template, str(model))
         decoding: dict[str, Any] = {"method": decode, "dtype": dtype}
@@ -92,7 +96,6 @@ def evaluate(
         if decode == "sample":
             decoding |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         questions = ask(rows, form, identity, decoding, budgets)
-        folder.mkdir(parents=True, exist_ok=True)
         loaded = time.monotonic()
         with PredictionLog(folder, questions, private=_private(rows)) as log:
             counts = answer(engine, form, questions, log, decoding, budgets, batch_size)
@@ -112,7 +115,7 @@ def evaluate(
             "versions": _versions(),
         }
         write_file(folder / PROVENANCE, to_json(provenance))
-        scores = score_file(folder / FINAL, folder, protocol=protocol, data=data)
+        scores = score_file(folder / FINAL, folder, protocol=protocol, train=train)
     seconds = answered - loaded
     timing = {
         "rows": len(rows),

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ import numpy as np
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.evaluate import bootstrap
-from medtune_jax.evaluate.files import to_json, to_json_line, write_file
+from medtune_jax.evaluate.files import make_folder, to_json, to_json_line, write_file
 from medtune_jax.evaluate.predictions import FINAL, Prediction, read_predictions
 from medtune_jax.evaluate.table import Table, rows_parquet
 from medtune_jax.tasks.base import Parsed, Task
@@ -90,7 +90,7 @@ def score(
             sources[source.name] = source
             known.setdefault(source.name, []).append(prediction)
     if not known:
-        raise UserError(f"No row can be scored: the registry knows none of the sources {', '.join(sorted(unknown))}.")
+        raise _nothing_to_score(unknown)
     entries, tables, errors = {}, {}, []
     for name in sorted(known):
         source = sources[name]
@@ -116,6 +116,7 @@ def score_file(
     *,
     protocol: Literal["aligned"] = "aligned",
     data: str | Path | None = None,
+    train: Sequence[Row] | None = None,
 ) -> Scores:
     """Scores a predictions file (or its folder) and writes the scores and reports into the folder `out`.
 
@@ -124,6 +125,7 @@ def score_file(
       out: made if needed.
       protocol: how texts are read.
       data: folder whose train split the baselines are fitted on.
+      train: these training rows where they have been read before; `data` is then not read.
 
     Raises:
       UserError: see `read_predictions`, `training_rows`, `score`.
@@ -138,10 +140,24 @@ def score_file(
         except ValueError:
             raise UserError(f"{path.parent / PROVENANCE} is not a JSON object; mend or remove it.") from None
     provenance["predictions_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
-    train = None if data is None else training_rows(data, {prediction.source for prediction in predictions})
+    if train is None and data is not None:
+        train = training_rows(data, {prediction.source for prediction in predictions})
     scores = score(predictions, protocol=protocol, train=train, provenance=provenance)
     write_scores(Path(out), scores)
     return scores
+
+
+def check_rows(rows: Sequence[tuple[int, Row]]) -> None:
+    """Raises the UserError that `score` would raise about these (position, row) pairs, before a model is asked."""
+    known = [(source.task, position, row) for position, row in rows if (source := find_source(row.source))]
+    if not known:
+        raise _nothing_to_score({row.source for _, row in rows})
+    for task, position, row in known:
+        _gold(task, position, row)
+
+
+def _nothing_to_score(names: Iterable[str]) -> UserError:
+    return UserError(f"No row can be scored: the registry knows none of the sources {', '.join(sorted(names))}.")
 
 
 def training_rows(data: str | Path, sources: Collection[str]) -> list[Row] | None:
@@ -154,10 +170,14 @@ def training_rows(data: str | Path, sources: Collection[str]) -> list[Row] | Non
 
 
 def write_scores(out: Path, scores: Scores) -> None:
-    """Writes scores.json, rows.parquet, errors.jsonl, report.md and report.html into the folder `out`."""
+    """Writes scores.json, rows.parquet, errors.jsonl, report.md and report.html into the folder `out`.
+
+    Raises:
+      UserError: they cannot be written.
+    """
     from medtune_jax.evaluate import html, report
 
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     redacted = {name for name in scores.tables if known_source(name).credentialed}
     files = {
         "rows.parquet": rows_parquet(scores.tables),
@@ -191,7 +211,7 @@ def _score_source(
 ) -> tuple[dict[str, Any], Table, list[dict[str, Any]]]:
     """Returns (the entry of scores.json, the per-row table, the mistakes)."""
     task = source.task
-    golds = [_gold(task, prediction) for prediction in predictions]
+    golds = [_gold(task, prediction.row, prediction) for prediction in predictions]
     parsed = [_parsed(task, prediction) for prediction in predictions]
     table = _table(task, predictions, golds, parsed)
     split = source.splits.get(digest := _gold_sha256(predictions))
@@ -223,12 +243,12 @@ def _gold_sha256(predictions: Sequence[Prediction]) -> str:
     return gold_sha256([Row(p.instruction, p.input, p.output, p.source) for p in predictions])
 
 
-def _gold(task: Task, prediction: Prediction) -> Any:
-    gold = task.parse(prediction.output, prediction.input)
+def _gold(task: Task, row: int, one: Prediction | Row) -> Any:
+    gold = task.parse(one.output, one.input)
     if gold.status != "exact":
         raise UserError(
-            f"{prediction.source}, row {prediction.row}: the gold output is not a well-formed {task.kind} answer "
-            f"({', '.join(gold.problems) or gold.status}): {_short(prediction.output)}. Mend the evaluated rows."
+            f"{one.source}, row {row}: the gold output is not a well-formed {task.kind} answer "
+            f"({', '.join(gold.problems) or gold.status}): {_short(one.output)}. Mend the evaluated rows."
         )
     return gold.annotation
 

@@ -125,3 +125,7 @@ def test_the_command_writes_all_three_forms(tmp_path, capsys):
 def test_the_command_names_a_mistake(tmp_path, capsys):
     assert main.dispatch(["compare", "--scores", str(tmp_path / "x"), str(tmp_path / "y")]) == 2
     assert "No scores" in capsys.readouterr().err
+    _write(tmp_path / "a", perfect())
+    (tmp_path / "out").write_text("")
+    assert main.dispatch(["compare", "--scores", *[str(tmp_path / "a")] * 2, f"--out={tmp_path / 'out'}"]) == 2
+    assert "/out cannot be written: File exists" in capsys.readouterr().err

@@ -1,5 +1,6 @@
 """An evaluation run asks what is missing, survives a stop anywhere, and ends in scores."""
 
+import errno
 import json
 import os
 import signal
@@ -11,7 +12,7 @@ from evaluate_samples import NER, NLI, RELATION, perfect
 
 from medtune_jax.cli import main
 from medtune_jax.errors import Interrupted, UserError
-from medtune_jax.evaluate.predictions import FINAL, PARTIAL, read_predictions
+from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog, read_predictions
 from medtune_jax.evaluate.run import evaluate
 from medtune_jax.evaluate.score import score_file
 from medtune_jax.tasks.rows import Row, write_rows
@@ -207,6 +208,49 @@ def test_mistakes_are_named_before_the_model_is_loaded(tmp_path, data, oracle, a
     assert not (tmp_path / "out").exists()
 
 
+def test_what_would_stop_the_scoring_is_met_before_the_model_is_loaded(tmp_path, data, monkeypatch):
+    """No `oracle` here: a model that is loaded fails the test."""
+    monkeypatch.setattr("medtune_jax.train.load.load_model", lambda *_, **__: pytest.fail("the model is loaded"))
+    rows = [Row("", one.input, one.output, one.source) for one in perfect(NER, NLI)]
+    write_rows(data / "bad.parquet", [*rows, Row("", "no : O", "no : Q", NER)])
+    with pytest.raises(UserError, match=f"{NER}, row 9: the gold output is not a well-formed ner answer"):
+        evaluate("m", data, "bad", tmp_path / "out", limit=6)
+    write_rows(data / "strange.parquet", [Row("", "a", "b", "my-corpus")])
+    with pytest.raises(UserError, match=r"No row can be scored: .* my-corpus"):
+        evaluate("m", data, "strange", tmp_path / "out", decode="greedy", max_new_tokens=5)
+    (data / "train.parquet").write_bytes(b"PAR1")
+    with pytest.raises(UserError, match=r"train\.parquet cannot be read"):
+        evaluate("m", data, "test", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    (data / "train.parquet").unlink()
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(UserError, match=r"/out cannot be written: File exists"):
+        evaluate("m", data, "test", tmp_path / "out")
+
+
+def test_a_full_disk_is_a_mistake_that_names_the_file_and_costs_no_answer(tmp_path, data, oracle, capsys, monkeypatch):
+    command = ["evaluate", "--model=m", f"--data={data}", f"--out={tmp_path / 'out'}"]
+    finish = PredictionLog.finish
+
+    def no_space(number):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+
+        def finish_on_a_full_disk(log):
+            log.flush()
+            full.setattr(os, "fsync", no_space)
+            return finish(log)
+
+        full.setattr(PredictionLog, "finish", finish_on_a_full_disk)
+        assert main.dispatch(command) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path / 'out' / FINAL} cannot be written: No space left on device" in error
+    assert "Traceback" not in error
+    assert main.dispatch(command) == 0
+    assert len(oracle.calls) == 1  # all answers were kept
+
+
 def test_the_command_evaluates_scores_and_reports(tmp_path, data, oracle, capsys):
     out = tmp_path / "out"
     command = ["evaluate", "--model=m", f"--data={data}", f"--out={out}", f"--sources={NER},{RELATION}"]
@@ -239,11 +283,15 @@ def test_results_of_a_run_lie_in_its_folder(tmp_path, data, oracle, capsys):
     assert (tmp_path / "run" / "evaluation" / "test-template" / "scores.json").is_file()
 
 
-def test_score_names_a_mistake(tmp_path, capsys):
+def test_score_names_a_mistake(tmp_path, data, oracle, capsys):
     assert main.dispatch(["score", f"--predictions={tmp_path / 'no.jsonl'}"]) == 2
     assert "does not exist" in capsys.readouterr().err
     assert main.dispatch(["score", f"--predictions={tmp_path}", f"--data={tmp_path / 'typo'}"]) == 2
     assert "typo is not a folder" in capsys.readouterr().err
+    evaluate("m", data, "test", tmp_path / "answers")
+    (tmp_path / "file").write_text("")
+    assert main.dispatch(["score", f"--predictions={tmp_path / 'answers'}", f"--out={tmp_path / 'file'}"]) == 2
+    assert "/file cannot be written: File exists" in capsys.readouterr().err
 
 
 def test_a_real_checkpoint_is_evaluated_and_template_decoding_is_never_malformed(tmp_path, data, shared_data):
