@@ -25,7 +25,13 @@ from functools import cached_property
 
 import numpy as np
 
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Allowed
+
+NOT_FINITE = (
+    "The model's scores for the next token are not finite (NaN or infinite): its weights are damaged or training "
+    "diverged, or their values overflow. Check the checkpoint; with --dtype=bfloat16 try float32."
+)
 
 
 @dataclass(frozen=True)
@@ -140,7 +146,12 @@ class Row:
 
         Args:
           logits_mU: float32, row i for the i-th of `decisions()`; columns: token id -> column.
+
+        Raises:
+          UserError: a logit is not finite.
         """
+        if not np.isfinite(logits_mU[: len(self.decisions())]).all():
+            raise UserError(NOT_FINITE)
         self.passes += 1
         previous: str | None = None
         at = 0  # the next row of logits_mU

@@ -286,3 +286,14 @@ def test_decisions_that_cannot_be_parted_and_are_too_many_are_refused() -> None:
     text = " ".join(["O"] * 12)
     with pytest.raises(UserError, match="--decode=greedy"):
         engine.decode_template([TemplateRequest("", text, NerTask().allowed(text))], TRAIN)
+
+
+@pytest.mark.parametrize("damage", [float("nan"), float("inf")])
+def test_a_model_that_computes_no_numbers_is_an_error_and_not_an_answer(damage: float) -> None:
+    tokenizer, task = LongestMatch(), NerTask()
+    config = tiny_config(tokenizer.vocab_size)
+    params = init_params(jax.random.key(0), config)
+    params["norm"]["scale"] = params["norm"]["scale"].at[3].set(damage)
+    engine = Engine(params, config, tokenizer)
+    with pytest.raises(UserError, match="not finite"):
+        engine.decode_template([TemplateRequest("", "a b", task.allowed("a b"))], TRAIN)
