@@ -94,6 +94,13 @@ def repeat_flags(argv: Sequence[str], many: Sequence[str]) -> list[str]:
     return written
 
 
+def refuse_given(flags: absl_flags.FlagValues, names: Sequence[str], where: str, instead: str) -> None:
+    """Raises UserError for the first of the flags `names` that has another value than its default."""
+    for name in names:
+        if flags[name].value != flags[name].default:
+            raise UserError(f"--{name} has no effect on {where}: add {instead}, or leave it out.")
+
+
 def verb_help(module: ModuleType, verb: str, example: str) -> str:
     """Returns what `medtune <verb> --help` prints."""
     flags = define(module)

@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from medtune_jax.cli.arguments import refuse_given
+from medtune_jax.cli.generate import OF_SAMPLE
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
@@ -59,6 +61,11 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Evaluates and returns the summary of scores with its timing."""
+    if flags.decode != "sample":
+        refuse_given(flags, OF_SAMPLE, f"--decode={flags.decode}", "--decode=sample")
+    if flags.decode == "template":
+        refuse_given(flags, ["max_new_tokens"], "--decode=template", "--decode=greedy")
+
     from medtune_jax.evaluate.run import evaluate
 
     return evaluate(
@@ -90,7 +97,7 @@ def human(result: dict[str, Any]) -> str:
     timing = result["timing"]
     speed = (
         f"{timing['rows_answered_now']:,} rows in {timing['generate_seconds']:,.1f} s: "
-        f"{timing['rows_per_second']:,.2f} rows/s, {timing['generated_tokens_per_second']:,.0f} tokens/s"
+        f"{timing['rows_per_second']:,.2f} rows/s, {timing['decisions_per_second']:,.0f} {timing['decision']}s/s"
     )
     return f"{console(result)}\n{speed}"
 

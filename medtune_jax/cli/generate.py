@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
+from medtune_jax.cli.arguments import refuse_given
 from medtune_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 SUMMARY = "answer prompts with a checkpoint or a run"
 
-_OF_SAMPLE = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "seed": 0}
+OF_SAMPLE = ("temperature", "top_k", "top_p", "seed")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -40,9 +41,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_enum("method", "greedy", ["greedy", "sample"], "How tokens are chosen.", flag_values=flags)
     number("max_new_tokens", 256, "Most tokens of an answer.", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_float("temperature", _OF_SAMPLE["temperature"], "Of --method=sample.", flag_values=flags)
+    absl_flags.DEFINE_float("temperature", 1.0, "Of --method=sample.", flag_values=flags)
     number("top_k", 0, "Of --method=sample; 0 = all tokens.", flag_values=flags)
-    absl_flags.DEFINE_float("top_p", _OF_SAMPLE["top_p"], "Of --method=sample.", flag_values=flags)
+    absl_flags.DEFINE_float("top_p", 1.0, "Of --method=sample.", flag_values=flags)
     number("seed", 0, "Of --method=sample.", lower_bound=0, flag_values=flags)
     absl_flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
@@ -129,9 +130,7 @@ def _method(flags: absl_flags.FlagValues) -> Method:
 
     if flags.method == "sample":
         return Sample(flags.temperature, flags.top_k, flags.top_p)
-    for name, default in _OF_SAMPLE.items():
-        if getattr(flags, name) != default:
-            raise UserError(f"--{name} has no effect on --method=greedy: add --method=sample, or leave it out.")
+    refuse_given(flags, OF_SAMPLE, "--method=greedy", "--method=sample")
     return Greedy()
 
 

@@ -23,7 +23,7 @@ from medtune_jax.tasks.registry import find_source, get_source
 from medtune_jax.tasks.rows import Row, read_rows
 
 if TYPE_CHECKING:
-    from medtune_jax.generate.engine import Engine, Generation
+    from medtune_jax.generate.engine import Engine, Generation, TemplateRequest
 
 LOG = logging.getLogger(__name__)
 DECODE = ("template", "greedy", "sample")
@@ -125,8 +125,12 @@ def evaluate(
         "score_seconds": round(time.monotonic() - answered, 3),
         "wall_seconds": round(time.monotonic() - started, 3),
         "rows_per_second": round(counts["rows"] / seconds, 3),
-        "generated_tokens": counts["tokens"],
-        "generated_tokens_per_second": round(counts["tokens"] / seconds, 1),
+        "output_tokens": counts["tokens"],
+        "output_tokens_per_second": round(counts["tokens"] / seconds, 1),
+        # What the model chose: under template decoding it is not every token that is written.
+        "decision": _decision(decode),
+        "decisions": counts["decisions"],
+        "decisions_per_second": round(counts["decisions"] / seconds, 1),
         "forward_passes_per_row": round(counts["passes"] / max(1, counts["rows"]), 3),
     }
     write_file(folder / "timing.json", to_json(timing))
@@ -213,14 +217,15 @@ def answer(
 ) -> dict[str, int]:
     """Has the engine answer what the log still misses, and records each answer as it comes.
 
-    Returns {"rows", "tokens", "passes"}: answered now, tokens written, forward passes summed over rows.
+    Returns {"rows", "tokens", "decisions", "passes"}: rows answered now, and summed over them tokens written, what the
+    model chose (labels under template decoding, else tokens), forward passes.
     """
     from tqdm import tqdm
 
     if log.dropped_torn:
         LOG.warning("A line that was cut off when the last attempt stopped is dropped; its row is answered again.")
     missing = log.missing
-    counts = {"rows": 0, "tokens": 0, "passes": 0}
+    counts = {"rows": 0, "tokens": 0, "decisions": 0, "passes": 0}
     if not missing:
         return counts
     if len(missing) < len(questions):
@@ -238,10 +243,15 @@ def answer(
             counts["rows"] += 1
             counts["tokens"] += tokens
             counts["passes"] += generation.passes
-            bar.set_postfix_str(f"{counts['tokens'] / (time.monotonic() - started):,.0f} tokens/s", refresh=False)
+            counts["decisions"] += (
+                len(requests[index].allowed.slots) if generation.finish_reason == "constrained" else tokens
+            )
+            speed = counts["decisions"] / (time.monotonic() - started)
+            bar.set_postfix_str(f"{speed:,.0f} {_decision(decoding['method'])}s/s", refresh=False)
             bar.update()
 
         asked = [questions[index] for index in missing]
+        requests: list[TemplateRequest] = []
         if decoding["method"] == "template":
             from medtune_jax.generate.engine import TemplateRequest
 
@@ -265,6 +275,11 @@ def answer(
                 on_done=done,
             )
     return counts
+
+
+def _decision(decode: str) -> str:
+    """Returns the name of what the model decides."""
+    return "label" if decode == "template" else "token"
 
 
 def _budget(row: Row, decode: Decode, asked: int | None) -> int:

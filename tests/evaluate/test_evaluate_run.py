@@ -87,7 +87,11 @@ def test_an_oracle_scores_exactly_one(tmp_path, data, oracle, decode):
     assert {entry["parse"]["exact"] / entry["n"] for entry in result["sources"].values()} == {1.0}
     timing = json.loads((tmp_path / "out" / "timing.json").read_bytes())
     assert timing == result["timing"]
-    assert (timing["rows"], timing["generated_tokens"], timing["forward_passes_per_row"]) == (12, 24, 3.0)
+    assert (timing["rows"], timing["output_tokens"], timing["forward_passes_per_row"]) == (12, 24, 3.0)
+    # A tag per word of the five NER rows and a label of the seven others; free decoding chooses every token.
+    words = sum(len(one.output.split("\n")) for one in perfect(NER))
+    expected = ("label", words + 7) if decode == "template" else ("token", 24)
+    assert (timing["decision"], timing["decisions"]) == expected
     read = read_predictions(tmp_path / "out")
     assert [one.row for one in read] == list(range(12))
     assert {(one.finish_reason, one.generated_tokens) for one in read} == {
@@ -267,6 +271,22 @@ def test_the_command_evaluates_scores_and_reports(tmp_path, data, oracle, capsys
         "scores": "",
         "report": "",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        (["--temperature=0.5"], "--temperature has no effect on --decode=template: add --decode=sample"),
+        (["--decode=greedy", "--seed=1"], "--seed has no effect on --decode=greedy"),
+        (["--decode=greedy", "--top_k=3"], "--top_k has no effect"),
+        (["--top_p=0.5"], "--top_p has no effect"),
+        (["--max_new_tokens=5"], "--max_new_tokens has no effect on --decode=template: add --decode=greedy"),
+    ],
+)
+def test_flags_without_effect_are_refused_by_name(tmp_path, data, oracle, capsys, flags, named):
+    command = ["evaluate", "--model=m", f"--data={data}", f"--out={tmp_path / 'out'}", *flags]
+    assert main.dispatch(command) == 2
+    assert named in capsys.readouterr().err and not (tmp_path / "out").exists()
 
 
 def test_the_command_exits_75_when_stopped(tmp_path, data, oracle, capsys):
