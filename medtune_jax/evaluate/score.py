@@ -292,7 +292,7 @@ def _baselines(
 ) -> dict[str, Any]:
     """Returns name -> metrics and intervals of each model-free answerer, or why it is not available.
 
-    Without training rows the constant answer is the majority of the scored rows, which no constant can beat.
+    Without training rows the constant answer is fitted on the scored rows, which no constant can beat.
     """
     scored = [(prediction.input, prediction.output) for prediction in predictions]
     entries: dict[str, Any] = {}

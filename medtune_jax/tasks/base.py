@@ -152,6 +152,7 @@ class Task(Protocol):
     def baselines(self, train: Sequence[tuple[str, str]]) -> dict[str, Callable[[str], str]]:
         """Returns model-free answerers, name -> (input -> output text), fitted on (input, output) training rows.
 
-        "constant" always exists (the majority answer; all-O for NER); NER adds "train_dictionary".
+        "constant" always exists (the constant label that scores most on the leading metric; all-O for NER); NER adds
+        "train_dictionary".
         """
         ...

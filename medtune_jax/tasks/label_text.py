@@ -11,6 +11,8 @@ import re
 from collections.abc import Sequence
 
 MARKER = "###"
+# A word that denies what comes next: "not a ..", "isn't ..", "non-..".
+_NEGATION = r"(?:not|no|non|never|neither|nor|without|cannot|\w+n['\u2019]t)(?:\s+(?:(?:an?|the|any)\s+)?|-)"
 
 
 class LabelFinder:
@@ -24,14 +26,17 @@ class LabelFinder:
             )
         self._by_folded = folded
         longest_first = sorted(folded, key=lambda label: (-len(label), label))
-        self._whole_phrase = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, longest_first))})(?!\w)")
+        any_label = "|".join(map(re.escape, longest_first))
+        # A label first: "No Relations" may be one itself.
+        self._whole_phrase = re.compile(rf"(?<!\w)(?:({any_label})|{_NEGATION}(?:{any_label}))(?!\w)")
 
     def find(self, text: str) -> tuple[str | None, tuple[str, ...]]:
         """Returns (label, problems), or (None, problems) where no label or more than one is named.
 
         A text that is a label, white space around it aside, is exact. Otherwise the first line that is not blank must
         name exactly one label as a whole word or phrase in any case; a label inside a longer one named there
-        ("Relations" in "No Relations") does not count. Linear time.
+        ("Relations" in "No Relations") does not count. A label that is denied ("not a Contradiction") says only
+        what the answer is not: ambiguous. Linear time.
         """
         problems: list[str] = []
         lines = []
@@ -47,8 +52,8 @@ class LabelFinder:
             problems.append("trailing_text")
         first = lines[0]
         folded = first.casefold()
-        named = {match[0] for match in self._whole_phrase.finditer(folded)}
-        if len(named) != 1:
+        named = {match[1] for match in self._whole_phrase.finditer(folded)}  # None where a label is denied
+        if len(named) != 1 or None in named:
             return None, (*problems, "ambiguous" if named else "no_label")
         label = self._by_folded[named.pop()]
         if folded != label.casefold():

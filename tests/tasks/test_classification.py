@@ -59,6 +59,35 @@ def test_a_label_inside_a_longer_one_is_not_taken_for_it(text, label):
     assert (parsed.annotation and parsed.annotation[-1]) == label
 
 
+@pytest.mark.parametrize(
+    ("text", "label"),
+    [
+        ("not entailment", None),
+        ("It is NOT an entailment.", None),
+        ("this is not a contradiction", None),
+        ("No contradiction", None),
+        ("It isn't the entailment", None),
+        ("it isn\u2019t neutral", None),
+        ("non-neutral", None),
+        ("neither entailment", None),
+        ("Entailment, not contradiction", None),
+        ("No, entailment", "Entailment"),
+        ("Nothing but entailment", "Entailment"),
+        ("a notable contradiction", "Contradiction"),
+    ],
+)
+def test_a_label_that_is_denied_is_not_the_answer(text, label):
+    parsed = NliTask().parse(text, "x")
+    assert (parsed.annotation and parsed.annotation[-1]) == label
+    assert label or parsed.problems == ("ambiguous",)
+
+
+def test_a_negation_that_is_part_of_a_label_is_none():
+    assert NESTED.parse("there are no relations", "x").annotation == ("x", "No Relations")
+    assert NESTED.parse("not no relations", "x").annotation is None
+    assert NESTED.parse("never relations", "x").annotation is None
+
+
 @pytest.mark.parametrize("label", LABELS)
 def test_relation_rows_round_trip_and_are_allowed(label):
     input, output = RELATION.render(("a : b\u2028 c\n### d", label))
@@ -105,13 +134,38 @@ def test_an_unparsable_answer_is_never_the_negative_class():
     assert row["unparsable"] == 1 and RELATION.metrics(totals([row]))["accuracy"] == 0
 
 
+def constant_scores(task, train, label):
+    rows = [task.statistics((i, o), task.parse(label, i), i) for i, o in train]
+    return task.metrics(totals(rows))
+
+
 def test_a_constant_negative_answer_earns_nothing_on_the_leading_metric():
     train = [("a", "No Relations"), ("b", "No Relations"), ("c", "Treats")]
-    constant = RELATION.baselines(train)["constant"]
-    rows = [RELATION.statistics((i, o), RELATION.parse(constant(i), i), i) for i, o in train]
-    scores = RELATION.metrics(totals(rows))
+    scores = constant_scores(RELATION, train, "No Relations")
     assert RELATION.metric == "f1_positive" and scores["f1_positive"] == 0
     assert scores["accuracy"] == pytest.approx(2 / 3)
+
+
+@given(st.lists(st.sampled_from(LABELS), min_size=1, max_size=12))
+def test_no_constant_answer_scores_above_the_baseline_on_its_training_rows(labels):
+    train = [("x", label) for label in labels]
+    for task in (RELATION, LabelTask("relation", LABELS)):
+        constant = task.baselines(train)["constant"]("x")
+        scores = {label: constant_scores(task, train, label)[task.metric] for label in LABELS}
+        assert scores[constant] == max(scores.values())
+
+
+@pytest.mark.parametrize(
+    ("labels", "constant"),
+    [
+        ([], "Treats"),
+        (["Causes", "Treats"], "Treats"),
+        (["No Relations"], "No Relations"),
+        (["No Relations", "No Relations", "Causes"], "Causes"),
+    ],
+)
+def test_ties_between_constant_answers_are_settled_by_frequency_then_order(labels, constant):
+    assert RELATION.baselines([("x", label) for label in labels])["constant"]("x") == constant
 
 
 def test_every_row_has_the_same_statistics_and_metrics_keep_the_shape_of_resamples():
