@@ -256,7 +256,12 @@ def answer(
             from medtune_jax.generate.engine import TemplateRequest
 
             requests = [
-                TemplateRequest(one.instruction, one.input, get_source(one.source).task.allowed(one.input))
+                TemplateRequest(
+                    one.instruction,
+                    one.input,
+                    get_source(one.source).task.allowed(one.input),
+                    name=f"{one.source}, row {one.row}",
+                )
                 for one in asked
             ]
             engine.decode_template(requests, template, batch_size=batch_size, on_done=done)

@@ -50,9 +50,7 @@ class Planner:
         while True:
             cuts = [cut for cut in range(len(between)) if cut not in joined]
             edges = [0, *(cut + 1 for cut in cuts), len(viable)]
-            pieces = [
-                _combinations(allowed, viable[first:last], request.draft) for first, last in itertools.pairwise(edges)
-            ]
+            pieces = [_combinations(request, viable[first:last]) for first, last in itertools.pairwise(edges)]
             coverings = _coverings(pieces)
             texts = [prompt + template.completion(allowed.text(tuple(itertools.chain(*one)))) for one in coverings]
             encoded = tokenizer.encode_batch_with_offsets(texts)
@@ -126,16 +124,17 @@ def _forced(allowed: Allowed) -> tuple[str, list[str]]:
     return texts[0], texts[1:-1]
 
 
-def _combinations(allowed: Allowed, options: Sequence[tuple[str, ...]], draft: str | None) -> list[tuple[str, ...]]:
+def _combinations(request: TemplateRequest, options: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
     """Returns the permitted combinations of the slots of one piece, the draft's preferred option first."""
     found: list[tuple[str, ...]] = [()]
     for slot in options:
-        ordered = sorted(slot, key=lambda option: option != draft)
-        found = [(*c, o) for c in found for o in ordered if not c or allowed.permits(c[-1], o)]
+        ordered = sorted(slot, key=lambda option: option != request.draft)
+        found = [(*c, o) for c in found for o in ordered if not c or request.allowed.permits(c[-1], o)]
         if len(found) > _MOST_COMBINATIONS:
             raise UserError(
-                f"Template decoding: this tokenizer merges text across {len(options)} neighbouring decisions with over "
-                f"{_MOST_COMBINATIONS} combinations. Use --decode=greedy, or a tokenizer that splits lines."
+                f"Template decoding of {request.name}: this tokenizer merges text across {len(options)} "
+                f"neighbouring decisions with over {_MOST_COMBINATIONS} combinations. Use --decode=greedy, or a "
+                "tokenizer that splits lines."
             )
     return found
 
@@ -199,13 +198,16 @@ def _read_pieces(
 ) -> tuple[list[dict[tuple[str, ...], tuple[int, ...]]], frozenset[int]]:
     """Returns (per piece: combination -> tokens, the cuts that must go).
 
-    A cut must go where one combination's tokens begin another's.
+    A cut must go where one combination's tokens begin another's, and where a combination is read otherwise between
+    other neighbours: then the two sides of the cut are not independent.
     """
     found: list[dict[tuple[str, ...], tuple[int, ...]]] = [{} for _ in coverings[0]]
-    failed = set()
+    failed: set[int] = set()
     for covering, sequence, end in zip(coverings, sequences, ends, strict=True):
         for index, (first, last) in enumerate(itertools.pairwise((shared, *end, len(sequence)))):
-            found[index][covering[index]] = tuple(sequence[first:last])
+            tokens = tuple(sequence[first:last])
+            if found[index].setdefault(covering[index], tokens) != tokens:
+                failed |= {max(0, index - 1), index}  # the cuts before and behind it
     if cuts:
         for index, piece in enumerate(found):
             ordered = sorted(piece.values())

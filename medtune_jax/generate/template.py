@@ -42,12 +42,14 @@ class TemplateRequest:
       instruction, input: the row's; allowed: its task's `allowed(input)`.
       draft: the option that the first draft prefers wherever it is permitted; None = each slot's first option. It
         changes the number of passes, never the text.
+      name: of the row, for errors.
     """
 
     instruction: str
     input: str
     allowed: Allowed
     draft: str | None = None
+    name: str = "a row"
 
 
 @dataclass(frozen=True, eq=False)

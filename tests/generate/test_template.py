@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from tiny_engine import (
     LongestMatch,
@@ -284,8 +286,30 @@ def test_decisions_that_cannot_be_parted_and_are_too_many_are_refused() -> None:
     tokenizer = LongestMatch(["\nO", "O ", " :", ": ", "O\n"])
     engine, _ = tiny_engine(tokenizer)
     text = " ".join(["O"] * 12)
-    with pytest.raises(UserError, match="--decode=greedy"):
-        engine.decode_template([TemplateRequest("", text, NerTask().allowed(text))], TRAIN)
+    with pytest.raises(UserError, match=r"Template decoding of my corpus, row 7: .*--decode=greedy"):
+        engine.decode_template([TemplateRequest("", text, NerTask().allowed(text), name="my corpus, row 7")], TRAIN)
+
+
+class LooksBack(LongestMatch):
+    """Reads "x" as a piece of its own wherever the line before ends in "c", though a piece begins there in any case."""
+
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        encoded = super().encode_batch_with_offsets(texts)
+        for text, (ids, spans) in zip(texts, encoded, strict=True):
+            for i, (start, end) in enumerate(spans):
+                if text[start:end] == "x" and text[max(0, start - 3) : start] == "c.\n":
+                    ids[i] = self._ids["<x>"]
+        return encoded
+
+
+def test_sides_of_a_cut_that_are_not_independent_are_not_parted() -> None:
+    engine, params = tiny_engine(LooksBack(["<x>"]), seed=3)
+    first, second = Slot(("a", "b", "c")), Slot(("x", "y"))
+    requests = [TemplateRequest("", "z" * n, Allowed((first, ".\n", second, ".\n", second))) for n in range(1, 13)]
+    answers = engine.decode_template(requests, TRAIN)
+    for request, answer in zip(requests, answers, strict=True):
+        assert list(answer.tokens) == constrained_greedy(params, engine.config, engine.tokenizer, TRAIN, request)[:-1]
+    assert any("c.\nx" in answer.text for answer in answers)
 
 
 @pytest.mark.parametrize("damage", [float("nan"), float("inf")])
