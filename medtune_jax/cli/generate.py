@@ -55,9 +55,11 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any] | list[dict[str, Any]]:
     asked = _prompts(flags)
     method = _method(flags)
 
+    from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
     from medtune_jax.train.load import load_model
 
+    use_compilation_cache()
     loaded = load_model(flags.model, dtype=flags.dtype)
     template = _template(flags, loaded.template)
     if template is None and any(instruction is not None for _, instruction in asked):
@@ -101,7 +103,7 @@ def _prompts(flags: absl_flags.FlagValues) -> list[tuple[str, str | None]]:
         return [(flags.prompt, flags.instruction)]
     path = Path(flags.input_file)
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which may stand in a prompt
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--input_file: {path} cannot be read as text: {error}") from None
     numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]

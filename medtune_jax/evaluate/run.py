@@ -308,9 +308,11 @@ def _budget(row: Row, decode: Decode, asked: int | None) -> int:
 
 def _load(model: str | Path, dtype: str, max_positions: int | None) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
+    from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
     from medtune_jax.train.load import load_model
 
+    use_compilation_cache()
     loaded = load_model(model, dtype=dtype, max_positions=max_positions)
     engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=dtype)
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}

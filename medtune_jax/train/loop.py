@@ -13,7 +13,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
 import resource
 import sys
 import time
@@ -26,6 +25,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from medtune_jax.compilation_cache import use_compilation_cache
 from medtune_jax.config import Config, to_dict
 from medtune_jax.convert.hf_import import load_params
 from medtune_jax.data.loader import Batch
@@ -144,13 +144,6 @@ def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Lays a host batch out over the mesh; each process gives the rows of its own devices."""
     place = batch_sharding(mesh)
     return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
-
-
-def use_compilation_cache() -> None:
-    """Keeps compiled programs in $JAX_COMPILATION_CACHE_DIR, else in ~/.cache/medtune_jax/xla."""
-    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-        jax.config.update("jax_compilation_cache_dir", str(Path.home() / ".cache" / "medtune_jax" / "xla"))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def peak_memory() -> int:

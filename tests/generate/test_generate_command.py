@@ -54,7 +54,7 @@ def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     capsys.readouterr()
     status = dispatch(["generate", *arguments, "--json"])
     out, err = capsys.readouterr()
-    return status, out.strip().splitlines()[-1] if status == 0 else err
+    return status, out.strip().split("\n")[-1] if status == 0 else err
 
 
 def expected(folder: Path, text: str) -> str:
@@ -107,13 +107,13 @@ def test_a_file_gives_one_result_per_prompt_in_order(
     assert [one["generated"] for one in json.loads(out)] == [
         expected(folder / "plain", text) for text in ("one", "two and more")
     ]
-    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "instruction": "Do."}\n{"prompt": "Say."}\n')
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x\u2028y", "instruction": "Do."}\n{"prompt": "Say."}\n')
     status, out = ask(
         capsys, f"--model={folder / 'tuned'}", f"--input_file={tmp_path / 'p.jsonl'}", "--max_new_tokens=6"
     )
     form = get_template("medtuned_eval")
     assert [one["generated"] for one in json.loads(out)] == [
-        expected(folder / "tuned", text) for text in (form.prompt("Do.", "x"), form.prompt("Say.", ""))
+        expected(folder / "tuned", text) for text in (form.prompt("Do.", "x\u2028y"), form.prompt("Say.", ""))
     ]
 
 
