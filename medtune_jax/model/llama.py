@@ -288,7 +288,8 @@ def forward(
     Returns:
       hidden [B, S, D] after the final norm, in compute_dtype.
     """
-    x_BSD = params["embed_tokens"]["embedding"].astype(compute_dtype)[tokens_BS]
+    # cast after the lookup: the gradient then adds up a token's occurrences in the parameters' dtype
+    x_BSD = params["embed_tokens"]["embedding"][tokens_BS].astype(compute_dtype)
     x_BSD = constrain(x_BSD, "batch", "sequence", "act_embed")
     rope = rope_angles(positions_BS, config)
 

@@ -1,5 +1,7 @@
 """What the model promises beside parity: documents do not leak, the cache changes nothing, one table rules."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -140,3 +142,13 @@ def test_every_leaf_is_drawn_from_its_own_stream_and_norms_begin_at_one(params: 
         else:
             assert np.std(leaves[row.path]) == pytest.approx(CONFIG.initializer_range, rel=0.1)
     assert not np.array_equal(leaves["layers/gate_proj/kernel"], leaves["layers/up_proj/kernel"])
+
+
+def test_the_embeddings_gradient_adds_up_in_the_parameters_dtype_whatever_is_computed_in(params: Params) -> None:
+    def loss(params: Params) -> jax.Array:
+        tokens = jnp.zeros((1, 8), jnp.int32)
+        hidden = forward(params, CONFIG, tokens, positions_BS=tokens, compute_dtype=jnp.bfloat16)
+        return jnp.sum(hidden.astype(jnp.float32))
+
+    sums = re.findall(r"(\w+)\[256,32\] = scatter-add", str(jax.make_jaxpr(jax.grad(loss))(params)))
+    assert sums == ["f32"]  # in bfloat16 a token's 257th occurrence of the same gradient would be lost
