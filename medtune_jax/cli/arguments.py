@@ -41,7 +41,10 @@ def parse(module: ModuleType, argv: Sequence[str]) -> tuple[absl_flags.FlagValue
         raise UserError(f"Unexpected argument '{stray[0]}': flags are written --name=value.")
     if not takes_config:
         return flags, None
-    base = experiments.load(flags.config) if flags.config else Config()
+    if flags.config:
+        base = experiments.load(flags.config)
+    else:
+        base = module.base_config(flags) if hasattr(module, "base_config") else Config()
     return flags, config_lib.override(base, overrides)
 
 

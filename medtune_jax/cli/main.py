@@ -4,6 +4,7 @@ A verb is the module medtune_jax/cli/<verb>.py with
   SUMMARY            its one-liner,
   define_flags(f)    defines its flags on the absl FlagValues f,
   run(f) or run(f, config) if TAKES_CONFIG   does the work and returns a JSON-ready object,
+  base_config(f)     optional, with TAKES_CONFIG: the Config that overrides change where --config is not given,
   human(result)      optional: what is printed on stdout without --json,
   MANY_VALUES        optional: names of repeatable flags that also take their values in a row, `--scores A B`.
 Its docstring and flags are its help. Nothing of a verb is imported before it is asked for.
@@ -75,6 +76,9 @@ VERBS = {
 }
 
 
+RESUMABLE = ("train", "evaluate")  # the other verbs keep nothing of work that was stopped
+
+
 def main() -> NoReturn:
     """Runs the command line of this process and exits with its status."""
     sys.exit(dispatch(sys.argv[1:]))
@@ -85,7 +89,10 @@ def dispatch(argv: Sequence[str]) -> int:
     name = "medtune"
     try:
         if not argv or argv[0] in arguments.HELP:
-            print(general_help(), file=sys.stdout if argv else sys.stderr)
+            if argv:
+                say(general_help())
+            else:
+                print(general_help(), file=sys.stderr)
             return EXIT_DONE if argv else EXIT_USER_ERROR
         verb = argv[0]
         if verb not in VERBS:
@@ -95,20 +102,30 @@ def dispatch(argv: Sequence[str]) -> int:
         module = importlib.import_module(f"medtune_jax.cli.{verb}")
         flags, config = arguments.parse(module, argv[1:])
         if flags is None:
-            print(arguments.verb_help(module, verb, VERBS[verb].example))
+            say(arguments.verb_help(module, verb, VERBS[verb].example))
             return EXIT_DONE
         result = module.run(flags, config) if config is not None else module.run(flags)
-        print(as_text(module, result, as_json=flags.json), flush=True)
+        say(as_text(module, result, as_json=flags.json))
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR
     except (Interrupted, KeyboardInterrupt) as stop:
         print(f"{name}: interrupted. {stop}".rstrip(), file=sys.stderr)
-        return EXIT_INTERRUPTED
+        resumable = isinstance(stop, Interrupted) or name.split()[-1] in RESUMABLE
+        return EXIT_INTERRUPTED if resumable else EXIT_FAILURE
     except Exception:
         traceback.print_exc()
         return EXIT_FAILURE
     return EXIT_DONE
+
+
+def say(text: str) -> None:
+    """Prints on stdout; where its reader has seen enough and gone (`| head`), nowhere."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # What is still buffered must have a place to go, or the interpreter fails when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def general_help() -> str:

@@ -1,5 +1,5 @@
 """Tunes a Hugging Face checkpoint on prepared rows. On a folder that holds a run, goes on where it stopped: without
---config and overrides, with the configuration of that run."""
+--config, with the configuration of that run, changed by what overrides say."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from medtune_jax.config import Config, from_dict
+from medtune_jax.errors import UserError
 
 SUMMARY = "tune a checkpoint on prepared rows; again on the same folder resumes"
 TAKES_CONFIG = True
@@ -26,15 +27,29 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
 
 
+def base_config(flags: Any) -> Config:
+    """Returns the configuration of the run in --workdir, the defaults where there is none."""
+    written = Path(flags.workdir) / "config.json"
+    if not written.is_file():
+        return Config()
+    mend = "Restore it, or give --config=NAME."
+    try:
+        found = json.loads(written.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{written} is damaged: {error}. {mend}") from None
+    if not isinstance(found, dict) or not all(isinstance(leaves, dict) for leaves in found.values()):
+        raise UserError(f"{written} is damaged: it holds no object of groups. {mend}")
+    try:
+        return from_dict(found)
+    except UserError as error:
+        raise UserError(f"{written}: {error} {mend}") from None
+
+
 def run(flags: Any, config: Config) -> dict[str, Any]:
     """Returns train/loop.py's Result as a dict, with the run folder."""
     from medtune_jax.train.loop import train
 
-    workdir = Path(flags.workdir)
-    written = workdir / "config.json"
-    if config == Config() and written.is_file():
-        config = from_dict(json.loads(written.read_text(encoding="utf-8")))
-    return {"workdir": str(workdir), **dataclasses.asdict(train(config, workdir))}
+    return {"workdir": flags.workdir, **dataclasses.asdict(train(config, flags.workdir))}
 
 
 def human(result: dict[str, Any]) -> str:
