@@ -137,6 +137,26 @@ def test_every_way_to_stop_has_its_exit_status(verb, capsys, raised, status, sai
     assert ("Traceback" in error) == (status == 1)
 
 
+def test_ctrl_c_in_a_verb_that_keeps_nothing_is_not_resumable(verb, capsys):
+    def run(flags):
+        raise KeyboardInterrupt
+
+    verb(run)
+    assert [main.dispatch([name]) for name in ("generate", "evaluate")] == [1, 75]
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])
+def test_a_reader_of_stdout_that_has_gone_is_no_failure(words):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-m", "medtune_jax", *words]
+    done = subprocess.run(command, stdout=writer, stderr=subprocess.PIPE, text=True, env=environment)
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_python_m_medtune_jax_is_the_command_and_exits_with_its_status():
     done = python("-m", "medtune_jax", "trian")
     assert done.returncode == 2
