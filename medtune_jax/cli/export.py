@@ -41,7 +41,7 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     export_params(
         model.params, model.config, out, dtype=flags.dtype, tokenizer=model.tokenizer, template=model.template
     )
-    tensors = verify_export(model.params, model.config, out)
+    tensors = verify_export(model.params, model.config, out, tokenizer=model.tokenizer)
     files = sorted(path for path in out.iterdir())
     return {
         "run": flags.run,

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +62,8 @@ def export_params(
       params: the tree of model/llama.py, on this process's devices.
       folder: absent, or empty.
       dtype: of the stored tensors: "float32", "bfloat16" or "float16".
-      tokenizer: its files are copied beside the weights.
+      tokenizer: its files are copied beside the weights, and both configs name its BOS and EOS: training ended every
+        row with that EOS, whatever `config` names.
       template: name of the template that the model was tuned with; `generate` and `evaluate` then use it.
       max_file_bytes: tensors are spread over files of at most this size (a larger tensor has a file of its own).
 
@@ -79,9 +81,11 @@ def export_params(
     try:
         spool.mkdir(parents=True)
         _write_weights(params, config, spool, name, max_file_bytes)
-        hf = {**config_to_hf(config), "torch_dtype": str(jnp.dtype(dtype)), "dtype": str(jnp.dtype(dtype))}
+        described = _with_ids_of(tokenizer, config)
+        hf = {**config_to_hf(described), "torch_dtype": str(jnp.dtype(dtype)), "dtype": str(jnp.dtype(dtype))}
         _write_json(spool / "config.json", hf)
-        _write_json(spool / "generation_config.json", {"bos_token_id": config.bos_id, "eos_token_id": config.eos_id})
+        ids = {"bos_token_id": described.bos_id, "eos_token_id": described.eos_id}
+        _write_json(spool / "generation_config.json", ids)
         sha256 = None if template is None else get_template(template).sha256
         _write_json(spool / MEDTUNE_FILE, {"template": template, "template_sha256": sha256})
         if tokenizer is not None:
@@ -99,8 +103,12 @@ def check_target(folder: Path) -> None:
         raise UserError(f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another --out.")
 
 
-def verify_export(params: Params, config: LlamaConfig, folder: str | Path) -> int:
+def verify_export(
+    params: Params, config: LlamaConfig, folder: str | Path, *, tokenizer: Tokenizer | None = None
+) -> int:
     """Reads `folder` back and compares every tensor bit for bit with `params`, and config.json with `config`.
+
+    tokenizer: the one that was exported, whose BOS and EOS config.json then names.
 
     Returns:
       The number of tensors compared.
@@ -109,7 +117,7 @@ def verify_export(params: Params, config: LlamaConfig, folder: str | Path) -> in
       RuntimeError: something that was read is not what was written.
     """
     folder = Path(folder)
-    if read_config(folder) != config:
+    if read_config(folder) != _with_ids_of(tokenizer, config):
         raise RuntimeError(f"{folder}/config.json does not describe the model that was exported.")
     found = find_tensors(folder)
     expected = _stored(config)
@@ -123,6 +131,10 @@ def verify_export(params: Params, config: LlamaConfig, folder: str | Path) -> in
             if tensor.shape != stored.shape or written.tobytes() != read_rows(tensor, start, stop).tobytes():
                 raise RuntimeError(f"{folder}: {stored.name} does not read back as it was exported.")
     return len(expected)
+
+
+def _with_ids_of(tokenizer: Tokenizer | None, config: LlamaConfig) -> LlamaConfig:
+    return config if tokenizer is None else replace(config, bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
 
 
 def _stored(config: LlamaConfig) -> list[_Stored]:

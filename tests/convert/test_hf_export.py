@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import jax
@@ -112,6 +113,17 @@ def test_the_config_has_both_spellings_of_rope_and_of_dtype(params: Params, tmp_
     assert config["dtype"] == config["torch_dtype"] == "bfloat16"
     ids = json.loads((tmp_path / "out" / "generation_config.json").read_text())
     assert ids == {"bos_token_id": CONFIG.bos_id, "eos_token_id": CONFIG.eos_id}
+
+
+def test_both_configs_name_the_ends_of_the_tokenizer_that_training_used(params: Params, tmp_path: Path) -> None:
+    """Llama-3-Instruct: config.json lists several ends of text, the tokenizer's own is not the first."""
+    tokenizer: Any = SimpleNamespace(bos_id=5, eos_id=9, copy_to=lambda folder: None)
+    config = dataclasses.replace(CONFIG, bos_id=5, eos_id=7)
+    export_params(params, config, tmp_path / "out", tokenizer=tokenizer)
+    for name in ("config.json", "generation_config.json"):
+        found = json.loads((tmp_path / "out" / name).read_text())
+        assert (found["bos_token_id"], found["eos_token_id"]) == (5, 9)
+    assert verify_export(params, config, tmp_path / "out", tokenizer=tokenizer) > 0
 
 
 def test_the_template_travels_with_the_model(params: Params, tmp_path: Path) -> None:
