@@ -32,6 +32,8 @@ from medtune_jax.sharding import constrain
 
 Rope = tuple[jax.Array, jax.Array]
 
+NOT_A_TOKEN = -2
+
 
 class Weights(NamedTuple):
     """Parameters for decoding: one tree per layer, so that no step slices a stack.
@@ -143,7 +145,8 @@ def decode_steps(
       count_B: tokens chosen before; limit_B: tokens allowed in all; rows_B: request numbers (for randomness).
 
     Returns:
-      (cache, chosen [B, steps] int32: each slot's tokens in order, -1 where none was chosen any more).
+      (cache, chosen [B, steps] int32: each slot's tokens in order, -1 where none was chosen any more, NOT_A_TOKEN
+      where the logits are not finite, which ends the row).
     """
     batch = token_B.shape[0]
 
@@ -155,8 +158,9 @@ def decode_steps(
         step, token_B, done_B, chosen_BN, cache = state
         logits_BV, cache = _step(weights, config, token_B, position_B + step, cache)
         next_B = method(request_keys(seed, rows_B, count_B + step), logits_BV)
+        next_B = jnp.where(jnp.isfinite(jnp.max(logits_BV, axis=-1)), next_B, NOT_A_TOKEN)
         chosen_BN = chosen_BN.at[:, step].set(jnp.where(done_B, -1, next_B))
-        done_B |= (next_B == eos_id) | (count_B + step + 1 >= limit_B)
+        done_B |= (next_B == eos_id) | (next_B == NOT_A_TOKEN) | (count_B + step + 1 >= limit_B)
         return step + 1, next_B, done_B, chosen_BN, cache
 
     chosen_BN = jnp.full((batch, steps), -1, jnp.int32)

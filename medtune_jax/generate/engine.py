@@ -22,11 +22,12 @@ from jax.sharding import Mesh
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
+from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.slots import Slots, round_up
-from medtune_jax.generate.template import Row, TemplateRequest
+from medtune_jax.generate.template import NOT_FINITE, Row, TemplateRequest
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.sharding import BATCH_AXES
 
@@ -149,6 +150,9 @@ class Engine:
 
         Returns:
           one Generation per prompt, in order.
+
+        Raises:
+          UserError: the model's logits are not finite.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         most = min(max_length or self.config.max_positions, self.config.max_positions)
@@ -169,6 +173,8 @@ class Engine:
             slots = self._slots(iter(waiting), len(waiting), batch_size)
             while slots.admit():
                 chosen_BN = self._steps(slots, method, seed)
+                if (chosen_BN == decode.NOT_A_TOKEN).any():
+                    raise UserError(NOT_FINITE)
                 for slot, row in slots.active():
                     row.chosen += [token for token in chosen_BN[slot].tolist() if token >= 0]
                     ended = row.chosen[-1] == self.tokenizer.eos_id

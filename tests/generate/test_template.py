@@ -26,7 +26,7 @@ from medtune_jax.data.tokenizer import Tokenizer, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.generate.engine import Engine
 from medtune_jax.generate.planning import Planner
-from medtune_jax.generate.sampling import Greedy
+from medtune_jax.generate.sampling import Greedy, Sample
 from medtune_jax.generate.template import Row as TemplateRow
 from medtune_jax.generate.template import TemplateRequest
 from medtune_jax.model.llama import init_params
@@ -321,3 +321,6 @@ def test_a_model_that_computes_no_numbers_is_an_error_and_not_an_answer(damage: 
     engine = Engine(params, config, tokenizer)
     with pytest.raises(UserError, match="not finite"):
         engine.decode_template([TemplateRequest("", "a b", task.allowed("a b"))], TRAIN)
+    for method in (Greedy(), Sample(), Sample(top_k=3)):
+        with pytest.raises(UserError, match="not finite"):
+            engine.generate([[1, 5, 6]], method=method, max_new_tokens=3)
