@@ -120,7 +120,7 @@ class Config:
     log: LogConfig = field(default_factory=LogConfig)
 
     def validate(self) -> Config:
-        """Returns self; raises UserError where values contradict one another."""
+        """Returns self; raises UserError where values contradict one another or are out of range."""
         train = self.train
         if (train.steps is None) == (train.epochs is None):
             raise UserError("Set exactly one of --config.train.steps and --config.train.epochs.")
@@ -138,9 +138,38 @@ class Config:
             raise UserError("No data: give --config.data.path, a folder written by `medtune prepare`.")
         if self.data.max_length < 2:
             raise UserError(f"data.max_length is {self.data.max_length}; a sequence needs at least 2 positions.")
-        if self.optimizer.learning_rate <= 0:
-            raise UserError(f"optimizer.learning_rate is {self.optimizer.learning_rate}; it must be above 0.")
+        self._check_ranges()
         return self
+
+    def _check_ranges(self) -> None:
+        optimizer, inf = self.optimizer, float("inf")
+        for name, value, holds, rule in (
+            ("train.decision_weight", self.train.decision_weight, 0 < self.train.decision_weight < inf, "above 0"),
+            ("optimizer.learning_rate", optimizer.learning_rate, 0 < optimizer.learning_rate < inf, "above 0"),
+            ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"),
+            ("optimizer.end_factor", optimizer.end_factor, 0 <= optimizer.end_factor < inf, "0 or more"),
+            ("optimizer.b1", optimizer.b1, 0 <= optimizer.b1 < 1, "in [0, 1)"),
+            ("optimizer.b2", optimizer.b2, 0 <= optimizer.b2 < 1, "in [0, 1)"),
+            ("optimizer.eps", optimizer.eps, 0 < optimizer.eps < inf, "above 0"),
+            (
+                "optimizer.clip_norm",
+                optimizer.clip_norm,
+                optimizer.clip_norm is None or optimizer.clip_norm > 0,
+                "above 0, or none for no clipping",
+            ),
+            ("checkpoint.every_steps", self.checkpoint.every_steps, self.checkpoint.every_steps >= 1, "1 or more"),
+            ("checkpoint.keep", self.checkpoint.keep, self.checkpoint.keep >= 1, "1 or more"),
+            (
+                "evaluation.every_steps",
+                self.evaluation.every_steps,
+                self.evaluation.every_steps >= 0,
+                "0 (never) or more",
+            ),
+            ("evaluation.max_rows", self.evaluation.max_rows, self.evaluation.max_rows >= 1, "1 or more"),
+            ("log.every_steps", self.log.every_steps, self.log.every_steps >= 1, "1 or more"),
+        ):
+            if not holds:
+                raise UserError(f"{name} is {value}; it must be {rule}.")
 
 
 def groups() -> dict[str, type]:

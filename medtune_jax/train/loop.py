@@ -77,9 +77,9 @@ def train(config: Config, workdir: str | Path) -> Result:
     began = time.perf_counter()
     workdir = Path(workdir)
     use_compilation_cache()
-    keep = config.checkpoint.keep
+    keep = config.validate().checkpoint.keep
     with full_disk_named(workdir), StopRequest() as stop, Checkpoints(workdir / "checkpoints", keep) as checkpoints:
-        mesh = make_mesh(config.validate().mesh)
+        mesh = make_mesh(config.mesh)
         inputs = read_inputs(config, mesh)
         data, total = inputs.data, inputs.data.total_steps
         optimizer = make_optimizer(config.optimizer, total)

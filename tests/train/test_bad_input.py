@@ -92,6 +92,11 @@ def test_an_unknown_source(refused):
     assert "no rows of source 'sample-diseases'" in message and "Did you mean 'sample-disease'?" in message
 
 
+def test_a_value_out_of_range_is_refused_before_anything_is_read(refused, tmp_path):
+    message = refused(checkpoint__keep=-1, data__path=f"{tmp_path}/nowhere")
+    assert message.startswith("checkpoint.keep is -1; it must be 1 or more")
+
+
 def test_an_unknown_key(refused):
     assert "Unknown config key 'train.stepz'" in refused("--config.train.stepz=3")
     assert "Did you mean 'steps'?" in refused("--config.train.stepz=3")
