@@ -9,7 +9,6 @@ here too.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -114,9 +113,9 @@ class Report:
       rows: rows given; kept: rows encoded; dropped, truncated: overlong rows, by policy.
       tokens, loss_tokens: over the kept rows.
       longest: tokens of the longest row before any policy.
-      unknown_sources: (source, rows) whose task is not known, so that no decision could be weighted.
-      undecided: rows of known sources whose output is not of the form that its task permits (weight 1 throughout).
-        Both are filled only when decisions are weighted.
+      unknown_sources: (source, rows) whose task is not known, so that no decision can be weighted.
+      undecided: rows of known sources whose output is not of the form that its task permits (weight 1 throughout);
+        counted only when decisions are weighted.
     """
 
     rows: int
@@ -181,13 +180,11 @@ def encode_rows(
     for start in range(0, len(rows), _CHUNK):
         chunk = rows[start : start + _CHUNK]
         decisions: list[list[Span] | None] = [None] * len(chunk)
+        known = [find_source(row.source) is not None for row in chunk]
+        unknown.update(row.source for row, is_known in zip(chunk, known, strict=True) if not is_known)
         if decision_weight != 1:
             decisions = [_decisions(row) for row in chunk]
-            for row, spans in zip(chunk, decisions, strict=True):
-                if find_source(row.source) is None:
-                    unknown[row.source] += 1
-                elif spans is None:
-                    undecided += 1
+            undecided += sum(is_known and spans is None for is_known, spans in zip(known, decisions, strict=True))
         encoded = _encode(tokenizer, template, chunk, decisions, decision_weight, start)
         for index, (row, found, spans) in enumerate(zip(chunk, encoded, decisions, strict=True), start):
             longest = max(longest, len(found.tokens))
@@ -203,12 +200,6 @@ def encode_rows(
         raise UserError(_overlong_message(rows, too_long, max_length))
     if not kept:
         raise UserError(f"All {len(rows)} rows are longer than data.max_length={max_length}: none is left to train on.")
-    if unknown:
-        logging.getLogger(__name__).warning(
-            "decision_weight=%g has no effect on rows of unknown sources: %s",
-            decision_weight,
-            ", ".join(f"{name or '(blank)'} ({count} rows)" for name, count in sorted(unknown.items())),
-        )
     result = EncodedRows.of(kept, indices)
     return result, Report(
         rows=len(rows),

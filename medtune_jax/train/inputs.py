@@ -63,6 +63,13 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
         steps=config.train.steps,
         epochs=config.train.epochs,
     )
+    if config.optimizer.warmup_steps >= data.total_steps:
+        _log.warning(
+            "optimizer.warmup_steps is %d, the whole run %d steps: the learning rate never reaches %g.",
+            config.optimizer.warmup_steps,
+            data.total_steps,
+            config.optimizer.learning_rate,
+        )
     identity = Identity(
         base_weights=weights_sha256(source),
         tokenizer=tokenizer.sha256,
@@ -135,5 +142,20 @@ def _encode(config: Config, tokenizer: Tokenizer, template: Template, rows: list
             report.longest,
             report.dropped,
             report.truncated,
+        )
+    for source, count in report.unknown_sources:
+        _log.warning(
+            "%s: unknown source '%s' (%d rows): trained on as it is; it cannot be scored by a task, and "
+            "train.decision_weight has no effect on it.",
+            split,
+            source or "(blank)",
+            count,
+        )
+    if report.undecided:
+        _log.warning(
+            "%s: %d rows have an output that their source's task would not write: train.decision_weight has no effect "
+            "on them.",
+            split,
+            report.undecided,
         )
     return encoded

@@ -1,0 +1,49 @@
+"""What training reads: what it warns of, which data it refuses."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+from tiny_run import ner_rows, settings
+
+from medtune_jax.config import MeshConfig
+from medtune_jax.sharding import make_mesh
+from medtune_jax.tasks.rows import write_rows
+from medtune_jax.train.inputs import Inputs, read_inputs
+
+
+@pytest.fixture
+def read(model_folder, tmp_path):
+    """Returns a function that writes training rows and reads a run's inputs with changed settings."""
+
+    def inputs(rows, **changes) -> Inputs:
+        write_rows(tmp_path / "train.parquet", rows)
+        return read_inputs(settings(model_folder, tmp_path, **changes).validate(), make_mesh(MeshConfig(fsdp=-1)))
+
+    return inputs
+
+
+EIGHT = {"train__batch_size": 8, "evaluation__every_steps": 0}
+
+
+@pytest.mark.parametrize("weight", [1.0, 5.0])
+def test_unknown_sources_are_warned_of_with_their_rows_whatever_decisions_weigh(read, caplog, weight):
+    rows = [replace(row, source="ward-notes") for row in ner_rows(3, 0)] + ner_rows(9, 1)
+    with caplog.at_level(logging.WARNING):
+        read(rows, train__decision_weight=weight, **EIGHT)
+    assert "train: unknown source 'ward-notes' (3 rows)" in caplog.text
+    assert "sample-disease" not in caplog.text
+
+
+def test_rows_whose_decisions_cannot_be_found_are_warned_of(read, caplog):
+    rows = [*ner_rows(9, 0), *(replace(row, output="none") for row in ner_rows(2, 1))]
+    with caplog.at_level(logging.WARNING):
+        read(rows, train__decision_weight=5.0, **EIGHT)
+    assert "train: 2 rows have an output that their source's task would not write" in caplog.text
+
+
+@pytest.mark.parametrize(("warmup", "warned"), [(5, False), (6, True)])
+def test_a_warm_up_as_long_as_the_run_is_warned_of(read, caplog, warmup, warned):
+    with caplog.at_level(logging.WARNING):
+        read(ner_rows(9, 0), optimizer__warmup_steps=warmup, **EIGHT)
+    assert ("warmup_steps is 6, the whole run 6 steps" in caplog.text) == warned
