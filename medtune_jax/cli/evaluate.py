@@ -38,7 +38,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     number(
         "max_new_tokens",
         None,
-        "Budget of greedy and sample; each task's own without it.",
+        "Budget of greedy and sample; what task and input need without it.",
         lower_bound=1,
         flag_values=flags,
     )

@@ -23,9 +23,11 @@ from medtune_jax.tasks.registry import find_source, get_source
 from medtune_jax.tasks.rows import Row, read_rows
 
 if TYPE_CHECKING:
+    from medtune_jax.data.tokenizer import Tokenizer
     from medtune_jax.generate.engine import Engine, Generation, TemplateRequest
 
 LOG = logging.getLogger(__name__)
+_SPARE = 64  # tokens allowed beyond the longest well-formed output
 DECODE = ("template", "greedy", "sample")
 Decode = Literal["template", "greedy", "sample"]
 
@@ -63,7 +65,8 @@ def evaluate(
       template: name of the prompt template; None = the one that the model was tuned with.
       force_template: allow another template than the model's own.
       limit: only the first so many rows of each source.
-      max_new_tokens: budget of free decoding; None = each task's own.
+      max_new_tokens: budget of free decoding; None = each task's own, or less where a row's longest well-formed output
+        is far shorter.
       max_positions: of prompt and answer together; None = the checkpoint's own.
       temperature, top_k, top_p, seed: of `sample`.
 
@@ -88,11 +91,16 @@ def evaluate(
         make_folder(folder)
         engine, own_template, identity = _load(model, dtype, max_positions)
         form = choose_template(own_template, template, force_template, str(model))
+        if decode != "template" and max_new_tokens is None:
+            budgets = [
+                _what_input_needs(row, form, engine.tokenizer, budget)
+                for (_, row), budget in zip(rows, budgets, strict=True)
+            ]
         decoding: dict[str, Any] = {"method": decode, "dtype": dtype}
         if max_positions is not None:
             decoding["max_positions"] = max_positions
         if decode != "template":
-            decoding["max_new_tokens"] = max_new_tokens or "each task's own"
+            decoding["max_new_tokens"] = max_new_tokens or "by task and input"
         if decode == "sample":
             decoding |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         questions = ask(rows, form, identity, decoding, budgets)
@@ -304,6 +312,16 @@ def _budget(row: Row, decode: Decode, asked: int | None) -> int:
             f"Source '{row.source}' is not in the registry: say how long its answers may be, --max_new_tokens."
         )
     return source.task.max_new_tokens
+
+
+def _what_input_needs(row: Row, template: Template, tokenizer: Tokenizer, most: int) -> int:
+    """Returns the tokens of the row's longest well-formed output and some more, at most `most`.
+
+    The engine reserves every row's budget in its cache and attends it.
+    """
+    allowed = get_source(row.source).task.allowed(row.input)
+    longest = allowed.text(tuple(max(slot.options, key=len) for slot in allowed.slots))
+    return min(most, len(tokenizer.encode(template.completion(longest))) + _SPARE)
 
 
 def _load(model: str | Path, dtype: str, max_positions: int | None) -> tuple[Engine, str | None, dict[str, str]]:

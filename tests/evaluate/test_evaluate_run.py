@@ -11,10 +11,12 @@ import pytest
 from evaluate_samples import NER, NLI, RELATION, perfect
 
 from medtune_jax.cli import main
+from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog, read_predictions
 from medtune_jax.evaluate.run import evaluate
 from medtune_jax.evaluate.score import score_file
+from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.rows import Row, write_rows
 
 
@@ -161,9 +163,16 @@ def test_a_limit_takes_the_first_rows_of_each_source_and_says_so(tmp_path, data,
     assert len(oracle.calls[-1]) == 6  # what was answered under the limit is kept
 
 
-def test_budgets_are_the_tasks_own_unless_given(tmp_path, data, oracle):
+def test_budgets_are_what_a_rows_input_needs_up_to_the_tasks_own_unless_given(tmp_path, data, oracle):
+    long = get_source(NER).task.render((("a",) * 400, ("B",) * 400))
+    oracle.gold[long[0]] = long[1]
     evaluate("m", data, "test", tmp_path / "a", decode="greedy")
-    assert [budget for _, budget in oracle.calls[-1]] == [1536] * 5 + [32] * 7
+    # The oracle's tokens are characters and its tags are one character each: the gold output is as long as any.
+    lengths = [len(get_template("alpaca").completion(one.output)) for one in perfect(NER)]
+    assert [budget for _, budget in oracle.calls[-1]] == [length + 64 for length in lengths] + [32] * 7
+    write_rows(data / "long.parquet", [Row("", *long, NER)])
+    evaluate("m", data, "long", tmp_path / "long", decode="greedy")
+    assert [budget for _, budget in oracle.calls[-1]] == [1536]
     evaluate("m", data, "test", tmp_path / "b", decode="greedy", max_new_tokens=9)
     assert {budget for _, budget in oracle.calls[-1]} == {9}
 
