@@ -1,7 +1,7 @@
 """Llama2-MedTuned-13B (arXiv 2401.00579): full instruction tuning of Llama-2 13B on the eleven sources of the paper.
 
     medtune train --config=llama2_13b_medtuned --workdir=runs/llama2_13b_medtuned \\
-        --config.model.path=Llama-2-13b-chat-hf --config.data.path=nlpie/Llama2-MedTuned-Instructions
+        --config.model.path=Llama-2-13b-chat-hf --config.data.path=hf://nlpie/Llama2-MedTuned-Instructions
 
 Not run: it needs accelerators that this project was not built on, and nothing here was compiled at this size by a test.
 Values without a comment are the paper's or its code's; what neither states is our assumption and says so.

@@ -38,7 +38,7 @@ class ModelConfig:
 class DataConfig:
     """Instruction rows and how they become batches."""
 
-    path: str = free("")  # folder with train.parquet, validation.parquet, ...; its rows are held by hash
+    path: str = free("")  # folder with train.parquet, ..., or hf://owner/name; its rows are held by hash
     sources: tuple[str, ...] = math(())  # empty = all
     template: Literal["medtuned_train", "medtuned_eval", "alpaca"] = math("medtuned_train")
     max_length: int = math(1024)  # positions per training sequence

@@ -38,7 +38,7 @@ _BRACKETS = {".": ("", ""), "L": ("⟦", "⟧"), "D": ("«", "»")}
 def define_flags(flags: absl_flags.FlagValues) -> None:
     defaults = DataConfig()
     text, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
-    text("data", None, "Rows: a folder written by `medtune prepare`, a file, or a hub data set.", flag_values=flags)
+    text("data", None, "Rows: a folder written by `medtune prepare`, a file, or hf://owner/name.", flag_values=flags)
     text("model", None, "Hugging Face directory whose tokenizer is used.", flag_values=flags)
     text("template", defaults.template, "Prompt template.", flag_values=flags)
     text("split", "train", "Split to show.", flag_values=flags)

@@ -13,10 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.tasks.registry import find_source
 
+HUB = "hf://"  # before owner/name: only what is asked for in so many words goes over the network
 SPLITS = ("train", "validation", "test")
 _REQUIRED = ("instruction", "input", "output", "source")
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
+
+
+class MissingSplit(UserError):
+    """The data is there, but holds no such split."""
 
 
 @dataclass(frozen=True)
@@ -62,33 +68,47 @@ def read_rows(path: Path | str, split: str | None = None, sources: Sequence[str]
     """Returns the rows of a data set, in file order.
 
     Args:
-      path: a folder of {split}.parquet, .jsonl or .csv; one such file (then `split` is not looked at); or, where
-        nothing of that name exists here, a hub data set `owner/name`.
+      path: a folder of {split}.parquet, .jsonl or .csv; one such file (then `split` is not looked at); or
+        `hf://owner/name`, a hub data set.
       split: train, validation, test, ...; may be None where a folder holds only one.
-      sources: the sources to keep; all where empty.
+      sources: the sources to keep, by name or alias; all where empty.
 
     Raises:
-      UserError: nothing there, split not there, columns missing, no rows, malformed file, a source not in the data.
+      MissingSplit: the data has no such split.
+      UserError: nothing there, columns missing, no rows, malformed file, a source not in the data.
     """
-    place = Path(path)
-    if place.is_dir():
-        place = _file_of_split(place, split)
-    if place.is_file():
-        records = _READERS[_suffix(place)](place)
-    elif re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", str(path)):
-        records = _read_hub(str(path), split)
+    place: Path | str
+    if str(path).startswith(HUB):
+        place = str(path)
+        records = _read_hub(place, split)
     else:
-        raise UserError(
-            f"No data at {path}: give a folder with train.parquet, a .parquet/.jsonl/.csv file, or owner/name."
-        )
+        place = _file_of_split(Path(path), split) if Path(path).is_dir() else Path(path)
+        if not place.is_file():
+            raise UserError(
+                f"No data at {path}: give a folder with train.parquet, a .parquet/.jsonl/.csv file, or {HUB}owner/name "
+                "for a hub data set."
+            )
+        records = _READERS[_suffix(place)](place)
     rows = [_to_row(record, place, number) for number, record in enumerate(records, 1)]
     if not rows:
         raise UserError(f"{place} has no rows.")
     present = {row.source for row in rows}
     for source in sources:
-        if source not in present:
+        if _registered(source) not in map(_registered, present):
             raise UserError(f"{place} has no rows of source '{source}'.{did_you_mean(source, present)}")
-    return [row for row in rows if row.source in sources] if sources else rows
+    return rows_of(rows, sources)
+
+
+def rows_of(rows: list[Row], sources: Sequence[str]) -> list[Row]:
+    """Returns the rows of `sources`, each a name or an alias; all where empty."""
+    wanted = {_registered(source) for source in sources}
+    return [row for row in rows if _registered(row.source) in wanted] if wanted else rows
+
+
+def _registered(name: str) -> str:
+    """Returns the registry's name of a source, in whichever of its names; an unknown one as it is."""
+    source = find_source(name)
+    return name if source is None else source.name
 
 
 def gold_sha256(rows: Iterable[Row]) -> str:
@@ -129,7 +149,7 @@ def _file_of_split(folder: Path, split: str | None) -> Path:
         return next(iter(found.values()))
     if split is None or split not in found:
         which = "Which split?" if split is None else f"There is no split '{split}'."
-        raise UserError(f"{which} {folder} holds: {', '.join(sorted(found))}.")
+        raise MissingSplit(f"{which} {folder} holds: {', '.join(sorted(found))}.")
     return found[split]
 
 
@@ -171,7 +191,10 @@ def _read_csv(place: Path) -> Iterator[Mapping[str, Any]]:
 _READERS = {".parquet": _read_parquet, ".jsonl": _read_jsonl, ".csv": _read_csv}
 
 
-def _read_hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+def _read_hub(place: str, split: str | None) -> Iterator[Mapping[str, Any]]:
+    name = place.removeprefix(HUB)
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+        raise UserError(f"{place} does not name a hub data set: write {HUB}owner/name.")
     if split is None:
         raise UserError(f"Which split of the hub data set {name}? Give one, such as train or validation.")
     import datasets
@@ -179,10 +202,10 @@ def _read_hub(name: str, split: str | None) -> Iterator[Mapping[str, Any]]:
     try:
         table = datasets.load_dataset(name, split=split)
     except Exception as error:  # the hub's client raises many kinds; every one means that the data is not to be had
-        raise UserError(
-            f"{name} is neither a path here nor a readable hub data set with split '{split}': {error}"
-        ) from error
-    _check_columns(table.column_names, name)
+        if "Unknown split" in str(error):
+            raise MissingSplit(f"There is no split '{split}' in the hub data set {name}: {error}") from error
+        raise UserError(f"The hub data set {name}, split '{split}', cannot be read: {error}") from error
+    _check_columns(table.column_names, place)
     return iter(table)
 
 
@@ -210,11 +233,11 @@ def _check_columns(found: Iterable[str], where: Path | str) -> None:
         raise UserError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, found)) or 'no columns'}.")
 
 
-def _to_row(record: Mapping[str, Any], place: Path, number: int) -> Row:
+def _to_row(record: Mapping[str, Any], place: Path | str, number: int) -> Row:
     return Row(**{name: _text(record.get(name), name, place, number) for name in COLUMNS})
 
 
-def _text(value: Any, name: str, place: Path, number: int) -> str:
+def _text(value: Any, name: str, place: Path | str, number: int) -> str:
     if value is None:
         return ""
     if isinstance(value, str):

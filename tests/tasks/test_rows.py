@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from medtune_jax.errors import UserError
-from medtune_jax.tasks.rows import Row, gold_sha256, read_rows, rows_sha256, write_rows
+from medtune_jax.tasks.registry import SOURCES
+from medtune_jax.tasks.rows import MissingSplit, Row, gold_sha256, read_rows, rows_sha256, write_rows
 
 ROWS = [
     Row("do", "a b", "a : B\nb : O", "NCBI-disease", "NCBI-disease/test/0", "doc", '{"wording": 1}'),
@@ -113,4 +114,44 @@ def test_missing_columns_of_parquet_are_named(tmp_path):
 
 def test_a_hub_name_without_split_is_refused_before_any_download():
     with pytest.raises(UserError, match="Which split of the hub data set owner/name"):
-        read_rows("owner/name")
+        read_rows("hf://owner/name")
+
+
+@pytest.fixture
+def hub(monkeypatch):
+    """Returns the (name, split) pairs asked of the hub, which holds ROWS as its train split."""
+    asked = []
+
+    def load_dataset(name, split):
+        asked.append((name, split))
+        if split != "train":
+            raise ValueError(f"Unknown split \"{split}\". Should be one of ['train'].")
+        return datasets.Dataset.from_list([vars(row) for row in ROWS])
+
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    return asked
+
+
+def test_a_mistyped_local_path_is_not_asked_of_the_hub(hub):
+    with pytest.raises(UserError, match=r"No data at rows/ncbi.*hf://owner/name"):
+        read_rows("rows/ncbi", "train")
+    assert not hub
+
+
+def test_a_hub_data_set_is_read_by_its_prefix_alone(hub):
+    assert read_rows("hf://owner/name", "train") == ROWS
+    assert hub == [("owner/name", "train")]
+    with pytest.raises(MissingSplit, match="no split 'test' in the hub data set owner/name"):
+        read_rows("hf://owner/name", "test")
+    with pytest.raises(UserError, match="does not name a hub data set"):
+        read_rows("hf://name", "train")
+
+
+def test_sources_are_kept_by_any_of_their_names(tmp_path):
+    rows = [Row("i", "a", "b", name) for name in ("NCBI-disease", "ncbi-DISEASE", "ward-notes", "Ward-notes")]
+    write_rows(tmp_path / "test.parquet", rows)
+    source = SOURCES["NCBI-disease"]
+    for name in (source.name, source.name.upper(), *source.aliases):
+        assert read_rows(tmp_path, "test", [name]) == rows[:2]
+    assert read_rows(tmp_path, "test", ["ward-notes"]) == rows[2:3]
