@@ -20,7 +20,7 @@ from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
-from medtune_jax.tasks.rows import Row, read_rows
+from medtune_jax.tasks.rows import MissingSplit, Row, read_rows, rows_of
 from medtune_jax.train.checkpoints import Identity
 
 _log = logging.getLogger(__name__)
@@ -111,8 +111,8 @@ def _evaluation(config: Config, tokenizer: Tokenizer, template: Template) -> lis
         _log.warning("No evaluation during training: %s is one file, without a split '%s'.", path, split)
         return []
     try:
-        rows = [row for row in read_rows(config.data.path, split) if row.source in sources or not sources]
-    except UserError as error:
+        rows = rows_of(read_rows(config.data.path, split), sources)
+    except MissingSplit as error:
         _log.warning("No evaluation during training: %s", error)
         return []
     if not rows:

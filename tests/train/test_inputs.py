@@ -2,11 +2,13 @@
 
 import logging
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from tiny_run import ner_rows, settings
 
 from medtune_jax.config import MeshConfig
+from medtune_jax.errors import UserError
 from medtune_jax.sharding import make_mesh
 from medtune_jax.tasks.rows import write_rows
 from medtune_jax.train.inputs import Inputs, read_inputs
@@ -47,3 +49,22 @@ def test_a_warm_up_as_long_as_the_run_is_warned_of(read, caplog, warmup, warned)
     with caplog.at_level(logging.WARNING):
         read(ner_rows(9, 0), optimizer__warmup_steps=warmup, **EIGHT)
     assert ("warmup_steps is 6, the whole run 6 steps" in caplog.text) == warned
+
+
+HELD_OUT = {"train__batch_size": 8, "evaluation__every_steps": 1}
+
+
+def test_a_damaged_held_out_split_is_an_error_and_not_a_run_without_evaluation(read, tmp_path: Path):
+    (tmp_path / "validation.parquet").write_text("PAR1")
+    with pytest.raises(UserError, match=r"validation\.parquet cannot be read"):
+        read(ner_rows(9, 0), **HELD_OUT)
+
+
+def test_a_missing_held_out_split_is_warned_of(read, caplog):
+    assert not read(ner_rows(9, 0), **HELD_OUT).evaluation
+    assert "No evaluation during training: There is no split 'validation'" in caplog.text
+
+
+def test_held_out_rows_are_kept_by_any_name_of_their_source(read, tmp_path: Path):
+    write_rows(tmp_path / "validation.parquet", ner_rows(2, 1))
+    assert read(ner_rows(9, 0), data__sources=["Sample-Disease"], **HELD_OUT).evaluation
