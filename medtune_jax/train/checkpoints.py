@@ -158,11 +158,18 @@ class Checkpoints:
         return meta
 
     def _read(self, step: int, name: str, abstract: Any, meta: dict[str, Any]) -> Any:
-        item = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)}))[name]
-        as_stored = all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(item)) or name != "params"
-        if as_stored and int(checksum(item)) != meta["checksums"][name]:
+        """Restores an item as it was stored, checks its bits, and only then casts it to the dtypes of `abstract`."""
+        stored = abstract
+        if name == "params":  # float32 in every precision policy
+            stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
+        item = self._manager.restore(step, args=ocp.args.Composite(**{name: ocp.args.StandardRestore(stored)}))[name]
+        if int(checksum(item)) != meta["checksums"][name]:
             raise ValueError(f"the checksum of its {name} is wrong")
-        return item
+        leaves, tree = jax.tree.flatten(item)
+        del item
+        for index, wanted in enumerate(jax.tree.leaves(abstract)):  # leaf by leaf: never two whole copies
+            leaves[index] = leaves[index].astype(wanted.dtype)
+        return jax.tree.unflatten(tree, leaves)
 
     def _refuse_others(self, step: int, meta: dict[str, Any], config: Config, identity: Identity) -> None:
         where = f"Cannot resume {self.folder / str(step)}"
