@@ -60,7 +60,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any] | list[dict[str, Any]]:
     from medtune_jax.train.load import load_model
 
     use_compilation_cache()
-    loaded = load_model(flags.model, dtype=flags.dtype)
+    forced = flags.force_template and flags.template is not None
+    loaded = load_model(flags.model, dtype=flags.dtype, force_template=forced)
     template = _template(flags, loaded.template)
     if template is None and any(instruction is not None for _, instruction in asked):
         raise UserError("An instruction needs a template to be written into: give --template.")

@@ -66,10 +66,11 @@ def read_config(folder: str | Path, max_positions: int | None = None) -> LlamaCo
     return dataclasses.replace(config, max_positions=max_positions)
 
 
-def read_template(folder: str | Path) -> str | None:
+def read_template(folder: str | Path, *, force: bool = False) -> str | None:
     """Returns the name of the template that the model was tuned with, None where its folder names none.
 
-    Warns where this version writes a template of that name differently.
+    Raises:
+      UserError: the file is damaged, or see `check_template`.
     """
     path = Path(folder) / MEDTUNE_FILE
     if not path.is_file():
@@ -77,11 +78,32 @@ def read_template(folder: str | Path) -> str | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
         name, sha256 = found["template"], found["template_sha256"]
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         raise UserError(f"{path} is damaged: no JSON object with 'template' and 'template_sha256'.") from None
-    if name is not None and (name not in TEMPLATES or TEMPLATES[name].sha256 != sha256):
-        logging.getLogger(__name__).warning("%s: template '%s' is not the one of this version", path, name)
-    return name
+    if name is None:
+        return None
+    if not isinstance(name, str):
+        raise UserError(f"{path} is damaged: 'template' is {name!r}, not a name.")
+    return check_template(name, sha256, path, force=force)
+
+
+def check_template(name: str, sha256: object, where: Path, *, force: bool) -> str | None:
+    """Returns `name`, where this version writes that template as the model `where` knows it.
+
+    Else None with `force` (the caller asks with a template of the user's choice), or
+
+    Raises:
+      UserError: the template is unknown, or worded differently.
+    """
+    if name in TEMPLATES and TEMPLATES[name].sha256 == sha256:
+        return name
+    if force:
+        return None
+    what = "is worded differently in this version" if name in TEMPLATES else "is not known to this version"
+    raise UserError(
+        f"{where}: the model was tuned with template '{name}', which {what}, so its scores would mislead. Use the "
+        "version of medtune_jax that tuned it, or ask anyway: --template=NAME --force_template."
+    )
 
 
 def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Params:

@@ -89,7 +89,8 @@ def evaluate(
         check_rows(rows)
         train = training_rows(data, {row.source for _, row in rows})
         make_folder(folder)
-        engine, own_template, identity = _load(model, dtype, max_positions)
+        forced = force_template and template is not None
+        engine, own_template, identity = _load(model, dtype, max_positions, forced)
         form = choose_template(own_template, template, force_template, str(model))
         if decode != "template" and max_new_tokens is None:
             budgets = [
@@ -324,14 +325,16 @@ def _what_input_needs(row: Row, template: Template, tokenizer: Tokenizer, most: 
     return min(most, len(tokenizer.encode(template.completion(longest))) + _SPARE)
 
 
-def _load(model: str | Path, dtype: str, max_positions: int | None) -> tuple[Engine, str | None, dict[str, str]]:
+def _load(
+    model: str | Path, dtype: str, max_positions: int | None, force_template: bool
+) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
     from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
     from medtune_jax.train.load import load_model
 
     use_compilation_cache()
-    loaded = load_model(model, dtype=dtype, max_positions=max_positions)
+    loaded = load_model(model, dtype=dtype, max_positions=max_positions, force_template=force_template)
     engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=dtype)
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}
     return engine, loaded.template, identity

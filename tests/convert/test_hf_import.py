@@ -264,16 +264,28 @@ def test_the_hash_follows_the_weights_and_not_their_files(tmp_path: Path) -> Non
     assert weights_sha256(one) == weights_sha256(two) != weights_sha256(three)
 
 
-def test_the_template_is_read_from_the_folder(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_the_template_is_read_from_the_folder(folder: Path) -> None:
     assert read_template(folder) is None
     path = folder / "medtune.json"
     path.write_text(json.dumps({"template": "alpaca", "template_sha256": get_template("alpaca").sha256}))
-    assert read_template(folder) == "alpaca" and not caplog.messages
-    path.write_text(json.dumps({"template": "alpaca", "template_sha256": "0" * 64}))
-    assert read_template(folder) == "alpaca" and "not the one of this version" in caplog.text
-    path.write_text("[]")
-    with pytest.raises(UserError, match=r"medtune.json is damaged"):
+    assert read_template(folder) == read_template(folder, force=True) == "alpaca"
+
+
+@pytest.mark.parametrize(("name", "said"), [("alpaca", "worded differently"), ("alpaka", "not known")])
+def test_a_template_that_is_not_the_one_of_this_version_is_refused_unless_forced(
+    folder: Path, name: str, said: str
+) -> None:
+    (folder / "medtune.json").write_text(json.dumps({"template": name, "template_sha256": "0" * 64}))
+    with pytest.raises(UserError, match=rf"'{name}', which is {said}.*--force_template"):
         read_template(folder)
+    assert read_template(folder, force=True) is None
+
+
+@pytest.mark.parametrize("text", ["[]", "{", '{"template": ["alpaca"], "template_sha256": ""}'])
+def test_a_damaged_medtune_json_is_named(folder: Path, text: str) -> None:
+    (folder / "medtune.json").write_text(text)
+    with pytest.raises(UserError, match=r"medtune.json is damaged"):
+        read_template(folder, force=True)
 
 
 def test_the_config_may_differ_in_what_is_not_stored(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import jax
@@ -95,6 +96,20 @@ def test_a_tuned_model_is_asked_with_its_own_template_and_no_other(
     assert json.loads(out)["generated"] == expected(
         folder / "tuned", get_template("medtuned_train").prompt("Tag.", "a b")
     )
+
+
+def test_a_template_worded_otherwise_than_in_training_is_asked_with_by_force_alone(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = Path(shutil.copytree(folder / "tuned", tmp_path / "older"))
+    told = {"template": "medtuned_eval", "template_sha256": "0" * 64}
+    (model / "medtune.json").write_text(json.dumps(told))
+    common = (f"--model={model}", "--prompt=a b", "--max_new_tokens=2")
+    for words in ((), ("--force_template",), ("--template=medtuned_eval",)):
+        status, err = ask(capsys, *common, *words)
+        assert status == 2 and "worded differently" in err and "--template=NAME --force_template" in err
+    status, out = ask(capsys, *common, "--template=medtuned_eval", "--force_template")
+    assert status == 0 and "generated" in json.loads(out)
 
 
 def test_a_file_gives_one_result_per_prompt_in_order(

@@ -119,8 +119,9 @@ def test_bits_that_changed_in_place_are_found_by_the_checksum(home, run, monkeyp
         return found
 
     monkeypatch.setattr(ocp.CheckpointManager, "restore", restore_with_one_bit_flipped)
-    with pytest.raises(UserError, match="checkpoints/6 is unreadable: the checksum of its params is wrong"):
-        load_model(run)
+    for dtype in ("float32", "bfloat16"):
+        with pytest.raises(UserError, match="checkpoints/6 is unreadable: the checksum of its params is wrong"):
+            load_model(run, dtype)
     assert int(restore(run_settings(home), run).step) == 4
 
 
@@ -196,6 +197,16 @@ def test_another_template_wording_or_architecture_is_refused(home, run, field, t
     meta.write_text(json.dumps(content))
     with pytest.raises(UserError, match=f"made with other {told}"):
         train(run_settings(home), run)
+
+
+def test_a_run_tuned_with_another_wording_of_its_template_is_not_asked_unless_forced(run):
+    meta = next((run / "checkpoints" / "6" / "meta").glob("metadata"))
+    content = json.loads(meta.read_text())
+    content["identity"]["template"] = "0" * 64
+    meta.write_text(json.dumps(content))
+    with pytest.raises(UserError, match="'medtuned_train', which is worded differently"):
+        load_model(run)
+    assert load_model(run, force_template=True).template is None
 
 
 def test_another_format_version_is_refused(home, run):
