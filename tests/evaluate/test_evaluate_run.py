@@ -193,6 +193,20 @@ def test_the_template_is_the_models_own_unless_forced(tmp_path, data, oracle):
         evaluate("m", data, "test", tmp_path / "out")
 
 
+@pytest.mark.parametrize(("words", "forced"), [({}, False), ({"template": "alpaca"}, True)])
+def test_a_model_is_loaded_despite_its_template_only_where_another_is_named(tmp_path, data, monkeypatch, words, forced):
+    asked = []
+
+    def refuse(path, **options):
+        asked.append(options["force_template"])
+        raise UserError("enough")
+
+    monkeypatch.setattr("medtune_jax.train.load.load_model", refuse)
+    with pytest.raises(UserError, match="enough"):
+        evaluate("m", data, "test", tmp_path / "out", force_template=True, **words)
+    assert asked == [forced]
+
+
 def test_a_source_without_a_task_is_named(tmp_path, data, oracle):
     oracle.gold["Some text ."] = "Something."
     rows = [Row("Do it.", "Some text .", "Something.", "my-corpus")]
