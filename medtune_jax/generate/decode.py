@@ -99,6 +99,14 @@ def resize(cache: Cache, length: int) -> Cache:
     return jax.tree.map(lambda x: _shard(jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), (0, 0)))), cache)
 
 
+def most_drafts() -> int | None:
+    """Returns how many drafts one pass should hold at most; None = no such limit.
+
+    On the CPU more than 8 are not faster per row: they only pad shorter drafts to longer ones.
+    """
+    return 8 if jax.default_backend() == "cpu" else None
+
+
 def prefill(
     weights: Weights,
     cache: Cache,
@@ -115,8 +123,12 @@ def prefill(
       slots_R: the slot of each; B or above: nowhere.
     """
     x_RSD, rope = _embed(weights, tokens_RS, np.zeros_like(lengths_R), config=config)
-    on_device = {"lengths_R": jnp.asarray(lengths_R), "slots_R": jnp.asarray(slots_R)}
-    run = partial(_prefill_layer, rope=rope, **on_device, config=config)
+    lengths, slots = jnp.asarray(lengths_R), jnp.asarray(slots_R)
+
+    def run(layer_weights: Params, x: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array) -> tuple[jax.Array, ...]:
+        x, k_RSKE, v_RSKE = _prefill_layer(layer_weights, x, rope=rope, lengths_R=lengths, config=config)
+        return x, _fill(k_BKTE, k_RSKE, slots), _fill(v_BKTE, v_RSKE, slots)
+
     return _through(weights, x_RSD, cache, run)[1]
 
 
@@ -208,31 +220,24 @@ def _embed(
     return x_BND, rope_angles(positions_BN, config)
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_RSD", "k_BKTE", "v_BKTE"))
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_RSD",))
 def _prefill_layer(
-    layer_weights: Params,
-    x_RSD: jax.Array,
-    k_BKTE: jax.Array,
-    v_BKTE: jax.Array,
-    *,
-    rope: Rope,
-    lengths_R: jax.Array,
-    slots_R: jax.Array,
-    config: LlamaConfig,
+    layer_weights: Params, x_RSD: jax.Array, *, rope: Rope, lengths_R: jax.Array, config: LlamaConfig
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    sequence = x_RSD.shape[1]
-    segments_RS = (jnp.arange(sequence) < lengths_R[:, None]).astype(jnp.int32)
+    segments_RS = (jnp.arange(x_RSD.shape[1]) < lengths_R[:, None]).astype(jnp.int32)
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         return attend_segments(q, k, v, segments_RS, implementation="xla"), (k, v)
 
     x_RSD, (k_RSKE, v_RSKE) = layer(x_RSD, layer_weights, config, rope, attend)
+    return x_RSD, k_RSKE, v_RSKE
 
-    def written(full_BKTE: jax.Array, new_RSKE: jax.Array) -> jax.Array:
-        new_RKSE = jnp.swapaxes(new_RSKE, 1, 2).astype(full_BKTE.dtype)
-        return _shard(full_BKTE.at[slots_R, :, :sequence].set(new_RKSE))
 
-    return x_RSD, written(k_BKTE, k_RSKE), written(v_BKTE, v_RSKE)
+@partial(jax.jit, donate_argnames=("full_BKTE",))
+def _fill(full_BKTE: jax.Array, new_RSKE: jax.Array, slots_R: jax.Array) -> jax.Array:
+    """Returns the cache with new keys or values at the first positions of some slots."""
+    new_RKSE = jnp.swapaxes(new_RSKE, 1, 2).astype(full_BKTE.dtype)
+    return _shard(full_BKTE.at[slots_R, :, : new_RKSE.shape[2]].set(new_RKSE))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "k_BKTE", "v_BKTE"))

@@ -34,7 +34,7 @@ from medtune_jax.sharding import BATCH_AXES
 __all__ = ["Engine", "Generation", "TemplateRequest"]
 
 _STEPS = 16  # tokens decoded between looks at which rows are done
-_PLANNED = 8  # times the batch size: template rows planned and sorted by true length at a time
+_PLANNED = 256  # template rows planned and sorted by true length at a time
 
 FinishReason = Literal["eos", "length", "constrained", "prompt_too_long"]
 OnDone = Callable[[int, "Generation"], None]
@@ -200,6 +200,7 @@ class Engine:
         A row whose prompt and longest allowed output do not fit is `prompt_too_long`.
 
         Args:
+          batch_size: drafts of one pass; `decode.most_drafts` may lower it.
           max_length: positions of prompt and output together, EOS included; default and most: config.max_positions.
           Others as in `generate`.
 
@@ -207,9 +208,10 @@ class Engine:
           one Generation per request, in order.
         """
         most = min(max_length or self.config.max_positions, self.config.max_positions)
+        batch_size = min(batch_size, decode.most_drafts() or batch_size)
         results = _Results(len(requests), on_done, progress)
         with self._context(), results:
-            feed = self._plan(requests, template, batch_size, most, results)
+            feed = self._plan(requests, template, most, results)
             slots = self._slots(feed, len(requests), batch_size)
             while slots.admit():
                 for slot, one in self._improve(slots):
@@ -219,15 +221,14 @@ class Engine:
         return results.finished()
 
     def _plan(
-        self, requests: Sequence[TemplateRequest], template: Template, batch_size: int, most: int, results: _Results
+        self, requests: Sequence[TemplateRequest], template: Template, most: int, results: _Results
     ) -> Iterator[_Templated]:
         """Yields planned rows, about longest first; rows that do not fit are answered here."""
         planner = Planner(self.tokenizer, template)
         size = [len(template.prompt(r.instruction, r.input)) + len(r.input) for r in requests]
         order = sorted(range(len(requests)), key=lambda index: -size[index])
-        block = _PLANNED * batch_size
-        for start in range(0, len(order), block):
-            planned = [_Templated(i, requests[i], planner.plan(requests[i])) for i in order[start : start + block]]
+        for start in range(0, len(order), _PLANNED):
+            planned = [_Templated(i, requests[i], planner.plan(requests[i])) for i in order[start : start + _PLANNED]]
             for one in sorted(planned, key=lambda one: -one.need):
                 if one.need > most:
                     results.add(one.index, Generation((), "", "prompt_too_long", 0))

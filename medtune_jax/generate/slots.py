@@ -30,12 +30,11 @@ _SMALLEST = 64  # positions of a slot
 Kind = TypeVar("Kind", bound=Waiting)
 
 
-def round_up(size: int, smallest: int) -> int:
-    """Returns the least of smallest x 1, 1.25, 1.5, 1.75, 2, 2.5, 3, 3.5, 4, 5, ... that is at least `size`."""
-    step = smallest // 4
+def round_up(size: int, step: int) -> int:
+    """Returns the least of step x 1, 2, ..., 7, 8, 10, 12, 14, 16, 20, ... that is at least `size`."""
     while size > 8 * step:
         step *= 2
-    return max(smallest, -(-size // step) * step)
+    return max(1, -(-size // step)) * step
 
 
 class Slots(Generic[Kind]):

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 _SMALLEST_BLOCK = 64  # query rows whose scores are held at once; also the grain of causal skipping
+_CACHED_BLOCK = 32  # the same of queries against a cache
 _MOST_BLOCKS = 16  # bounds what is unrolled into the program
 _MASKED = -1e30  # finite, so that a fully masked (padding) row gives finite values and gradients
 
@@ -30,12 +31,23 @@ def attention(
 
 
 def cached_attention(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BS: jax.Array) -> jax.Array:
-    """Attention of new queries to a cache whose slot t holds position t: a query at position p sees slots 0..p."""
+    """Attention of new queries to a cache whose slot t holds position t: a query at position p sees slots 0..p.
+
+    Blocks of queries come one after another, so that the scores of one are held at a time.
+    """
     slots_T = jnp.arange(k_BKTE.shape[2])
-    outputs = []
-    for rows in _blocks(q_BSHE.shape[1]):
-        outputs.append(_attend(q_BSHE[:, rows], k_BKTE, v_BKTE, slots_T <= positions_BS[:, rows, None]))
-    return jnp.concatenate(outputs, axis=1)
+    batch, queries = positions_BS.shape
+    if queries % _CACHED_BLOCK:
+        return _attend(q_BSHE, k_BKTE, v_BKTE, slots_T <= positions_BS[:, :, None])
+
+    def blocks(x_BS: jax.Array) -> jax.Array:
+        return jnp.swapaxes(x_BS.reshape(batch, -1, _CACHED_BLOCK, *x_BS.shape[2:]), 0, 1)
+
+    def attend(block: tuple[jax.Array, jax.Array]) -> jax.Array:
+        return _attend(block[0], k_BKTE, v_BKTE, slots_T <= block[1][:, :, None])
+
+    o_nBsHE = jax.lax.map(attend, (blocks(q_BSHE), blocks(positions_BS)))
+    return jnp.swapaxes(o_nBsHE, 0, 1).reshape(q_BSHE.shape)
 
 
 def _xla(q_BSHE: jax.Array, k_BSKE: jax.Array, v_BSKE: jax.Array, segment_ids_BS: jax.Array) -> jax.Array:

@@ -222,10 +222,10 @@ def test_no_step_copies_the_cache() -> None:
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer
 
 
-def test_sizes_are_rounded_up_by_less_than_a_quarter() -> None:
-    assert [round_up(size, 16) for size in (0, 16, 17, 24, 25, 33, 97, 1000)] == [16, 16, 20, 24, 28, 40, 112, 1024]
-    assert all(size <= round_up(size, 16) < max(17, 1.25 * size) for size in range(1, 3000))
-    assert len({round_up(size, 16) for size in range(4096)}) == 33
+def test_sizes_are_rounded_up_by_less_than_a_step_or_a_quarter() -> None:
+    assert [round_up(size, 8) for size in (0, 8, 9, 57, 65, 81, 129, 1000)] == [8, 8, 16, 64, 80, 96, 160, 1024]
+    assert all(size <= round_up(size, 8) < max(size + 8, 1.25 * size) for size in range(1, 3000))
+    assert len({round_up(size, 8) for size in range(4096)}) == 32
 
 
 def test_bfloat16_runs_and_mostly_agrees() -> None:
