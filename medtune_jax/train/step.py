@@ -55,7 +55,7 @@ def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimi
     (before clipping), learning_rate (of this update), loss_tokens.
     """
     sums = _make_sums(config, model_config, mesh)
-    accumulation = config.train.accumulation
+    precision, accumulation = PRECISIONS[config.train.precision], config.train.accumulation
     state_shardings = shardings(abstract_state(model_config, optimizer, mesh))
 
     def gradients(params: Params, batch: Batch, weight: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
@@ -63,7 +63,8 @@ def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimi
             weighted, plain = sums(params, batch)
             return weighted / weight, plain
 
-        (weighted, plain), grads = jax.value_and_grad(objective, has_aux=True)(params)
+        with jax.default_matmul_precision(precision.matmul):  # around the backward pass too
+            (weighted, plain), grads = jax.value_and_grad(objective, has_aux=True)(params)
         return jax.lax.with_sharding_constraint(grads, state_shardings.params), weighted, plain
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
@@ -101,7 +102,9 @@ def make_eval_step(config: Config, model_config: LlamaConfig, mesh: Mesh) -> jax
     sums = _make_sums(config, model_config, mesh)
 
     def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        return sums(params, batch)[1], jnp.sum(batch["weights"] != 0).astype(jnp.float32)
+        with jax.default_matmul_precision(PRECISIONS[config.train.precision].matmul):
+            _, plain = sums(params, batch)
+        return plain, jnp.sum(batch["weights"] != 0).astype(jnp.float32)
 
     param_shardings = shardings(abstract_params(model_config, jnp.float32, mesh))
     return jax.jit(eval_step, in_shardings=(param_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
@@ -111,28 +114,26 @@ def _make_sums(
     config: Config, model_config: LlamaConfig, mesh: Mesh
 ) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
     """Returns (params, batch) -> (weighted, plain) sums of the loss over the batch."""
-    precision = PRECISIONS[config.train.precision]
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
     def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        with jax.default_matmul_precision(precision.matmul):
-            hidden_BSD = forward(
-                params,
-                model_config,
-                batch["tokens"],
-                positions_BS=batch["positions"],
-                segment_ids_BS=batch["segment_ids"],
-                attention=config.model.attention,
-                remat=config.model.remat,
-                compute_dtype=precision.compute_dtype,
-            )
-            hidden_BMD = jnp.take_along_axis(hidden_BSD, batch["loss_positions"][..., None], axis=1)
-            hidden_BMD = constrain(hidden_BMD, "batch", "sequence", "act_embed")
-            rows = -(-batch["tokens"].shape[0] // ways)
-            chunk = chunk_size(rows, model_config.padded_vocab // mesh.shape["tensor"])
-            return linear_cross_entropy(
-                hidden_BMD, head(params, model_config), batch["targets"], batch["weights"], model_config, chunk
-            )
+        hidden_BSD = forward(
+            params,
+            model_config,
+            batch["tokens"],
+            positions_BS=batch["positions"],
+            segment_ids_BS=batch["segment_ids"],
+            attention=config.model.attention,
+            remat=config.model.remat,
+            compute_dtype=PRECISIONS[config.train.precision].compute_dtype,
+        )
+        hidden_BMD = jnp.take_along_axis(hidden_BSD, batch["loss_positions"][..., None], axis=1)
+        hidden_BMD = constrain(hidden_BMD, "batch", "sequence", "act_embed")
+        rows = -(-batch["tokens"].shape[0] // ways)
+        chunk = chunk_size(rows, model_config.padded_vocab // mesh.shape["tensor"])
+        return linear_cross_entropy(
+            hidden_BMD, head(params, model_config), batch["targets"], batch["weights"], model_config, chunk
+        )
 
     return sums
 
