@@ -6,10 +6,10 @@
     medtune evaluate --model=runs/stories260k_ncbi --data=rows --split=test --decode=template \\
         --out=runs/stories260k_ncbi/evaluation/test
 
-Expected on the official test set (940 sentences), two CPU cores, 24 minutes of training beside other work: entity F1 of 0.71 to 0.73
-with template decoding (0.008 before training; a dictionary of the training mentions has 0.695), no malformed output,
-about 2.3 forward passes a sentence. Free greedy decoding echoes too badly to be useful at this size. The figures and the
-commands that gave them are in docs/benchmarks.md.
+Expected on the official test set (940 sentences), two CPU cores, 24 minutes of training beside other work: entity F1
+of 0.71 to 0.73 with template decoding (0.008 before training; a dictionary of the training mentions has 0.695), no
+malformed output, about 2.3 forward passes a sentence. Free greedy decoding echoes too badly to be useful at this size.
+The figures and the commands that gave them are in docs/benchmarks.md.
 """
 
 from medtune_jax.config import (
