@@ -242,8 +242,8 @@ class Engine:
         decisions = [one.row.decisions() for _, one in active]
         allowed = sorted({token for row in decisions for _, children in row for token in children})
         batch = len(slots.rows)
-        tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 32)), np.int32)
-        where_BM = np.zeros((batch, round_up(max(map(len, decisions)), 8)), np.int32)
+        tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 64)), np.int32)
+        where_BM = np.zeros((batch, round_up(max(map(len, decisions)), 64)), np.int32)
         columns_U = np.zeros(round_up(len(allowed), 8), np.int32)
         columns_U[: len(allowed)] = allowed
         start_B = np.zeros(batch, np.int32)

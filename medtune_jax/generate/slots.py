@@ -25,7 +25,7 @@ class Waiting(Protocol):
     def need(self) -> int: ...
 
 
-_SMALLEST = 64  # positions of a slot
+_POSITIONS = 128  # of a slot: their least number, and the step in which it grows
 
 Kind = TypeVar("Kind", bound=Waiting)
 
@@ -57,7 +57,7 @@ class Slots(Generic[Kind]):
         chunk: int,
     ):
         self.rows: list[Kind | None] = [None] * batch
-        self.cache = decode.empty_cache(config, batch, _SMALLEST, dtype)
+        self.cache = decode.empty_cache(config, batch, _POSITIONS, dtype)
         self._weights, self._config = weights, config
         self._feed, self._chunk, self._shapes = feed, chunk, shapes
 
@@ -90,12 +90,12 @@ class Slots(Generic[Kind]):
         return any(row is not None for row in self.rows)
 
     def _fit(self) -> None:
-        length = round_up(max(row.need for _, row in self.active()), _SMALLEST)
+        length = round_up(max(row.need for _, row in self.active()), _POSITIONS)
         if length != self.length:
             self.cache = decode.resize(self.cache, length)
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
-        sequence = round_up(max(len(row.filled) for _, row in taken), 32)
+        sequence = round_up(max(len(row.filled) for _, row in taken), 64)
         tokens = np.zeros((self._chunk, sequence), np.int32)
         lengths = np.zeros(self._chunk, np.int32)
         slots = np.full(self._chunk, len(self.rows), np.int32)  # beyond the last slot: written nowhere
