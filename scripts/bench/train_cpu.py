@@ -134,7 +134,7 @@ def measure_medtune(home: Path, kind: str, steps: int) -> dict[str, float]:
         train=dataclasses.replace(
             plain.train, steps=steps, batch_size=PACKS, precision="float32" if kind == "f32" else "bf16_compute"
         ),
-        checkpoint=dataclasses.replace(plain.checkpoint, every_steps=0),
+        checkpoint=dataclasses.replace(plain.checkpoint, every_steps=steps),
         evaluation=dataclasses.replace(plain.evaluation, every_steps=0),
         log=dataclasses.replace(plain.log, every_steps=1, tensorboard=False),
     )
