@@ -108,9 +108,17 @@ def test_scoring_its_predictions_again_gives_the_same_bytes(tmp_path, data, orac
     assert _bytes(tmp_path / "out", *names) == _bytes(tmp_path / "again", *names)
 
 
+@pytest.fixture
+def interruptible():
+    """A test runner started in the background inherits an ignored SIGINT; here Ctrl-C means what it does in a shell."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("stop_after", [0, 1, 11])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, data, oracle, number, stop_after):
+def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, data, oracle, interruptible, number, stop_after):
     evaluate("m", data, "test", tmp_path / "undisturbed", decode="sample", seed=3)
     handler = signal.getsignal(signal.SIGTERM)
     oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), number)
