@@ -139,15 +139,9 @@ def _method(flags: absl_flags.FlagValues) -> Method:
 
 def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
     """Returns the template to ask with; None = the text as it is."""
-    from medtune_jax.data.prompts import get_template
+    from medtune_jax.data.prompts import choose_name, get_template
 
-    asked = flags.template
-    if own is not None and asked not in (None, own) and not flags.force_template:
-        raise UserError(
-            f"{flags.model} was tuned with template '{own}', not '{asked}': leave --template out, "
-            "or add --force_template."
-        )
-    name = asked or own or "none"
+    name = choose_name(own, flags.template, flags.force_template, flags.model) or "none"
     return None if name == "none" else get_template(name)
 
 

@@ -91,3 +91,16 @@ def get_template(name: str) -> Template:
     if name not in TEMPLATES:
         raise UserError(f"Unknown template '{name}'.{did_you_mean(name, TEMPLATES)}")
     return TEMPLATES[name]
+
+
+def choose_name(own: str | None, asked: str | None, force: bool, model: str) -> str | None:
+    """Returns the name of the template to ask `model` with: its own unless another is forced; None = neither is named.
+
+    Raises:
+      UserError: another than the model's own is asked for and not forced.
+    """
+    if own is not None and asked is not None and asked != own and not force:
+        raise UserError(
+            f"{model} was tuned with template '{own}', not '{asked}': leave --template out, or add --force_template."
+        )
+    return asked or own

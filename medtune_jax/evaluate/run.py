@@ -14,7 +14,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
 import medtune_jax
-from medtune_jax.data.prompts import TEMPLATES, Template, get_template
+from medtune_jax.data.prompts import TEMPLATES, Template, choose_name, get_template
 from medtune_jax.errors import Interrupted, UserError, did_you_mean
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, Prediction, PredictionLog, prediction_key
@@ -168,16 +168,13 @@ def choose_rows(data: str | Path, split: str, sources: Sequence[str], limit: int
 
 def choose_template(own: str | None, asked: str | None, force: bool, model: str) -> Template:
     """Returns the template to ask with: the model's own unless another is forced."""
-    if own is None and asked is None:
+    name = choose_name(own, asked, force, model)
+    if name is None:
         raise UserError(
             f"{model} does not say with which prompt template it was tuned: give --template, "
             f"one of {', '.join(TEMPLATES)}."
         )
-    if own is not None and asked is not None and asked != own and not force:
-        raise UserError(
-            f"{model} was tuned with template '{own}', not '{asked}': leave --template out, or add --force_template."
-        )
-    return get_template(asked or own or "")
+    return get_template(name)
 
 
 def ask(
