@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from medtune_jax.data_prep.native import NativeFile, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.ner import NerTask
@@ -14,7 +14,7 @@ from medtune_jax.tasks.ner import NerTask
 _MARKERS = ("-DOCSTART-", "###MEDLINE:")
 
 
-def read_conll(path: Path, task: Task) -> NativeFile:
+def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns the (tokens, tags) of every sentence; document markers are dropped and counted.
 
     Tags must be the task's. A file of typed tags (`B-Disease`) also serves a task without types as long as it has one
@@ -56,7 +56,7 @@ def read_conll(path: Path, task: Task) -> NativeFile:
                     f"it may only follow {tag.replace('I', 'B', 1)} or {tag}."
                 )
             tags.append(tag)
-        found.annotations.append((tuple(token for _, token, _ in sentence), tuple(tags)))
+        found.records.append(Record((tuple(token for _, token, _ in sentence), tuple(tags))))
     return not_empty(found, path, "sentences of token<TAB>tag lines")
 
 
@@ -78,3 +78,6 @@ def _sentences(path: Path) -> Iterator[list[tuple[int, str, str]]]:
         sentence.append((number, columns[0], columns[1].strip(" ")))
     if sentence:
         yield sentence
+
+
+READERS = {"conll": read_conll}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from medtune_jax.data_prep.native import NativeFile, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 
@@ -14,7 +14,7 @@ _NLI_KEYS = ("sentence1", "sentence2", "gold_label")
 NO_CONSENSUS = "-"  # the gold_label of SNLI-style files whose annotators did not agree
 
 
-def read_relation_tsv(path: Path, task: Task) -> NativeFile:
+def read_relation_tsv(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns (sentence, label) of every `sentence<TAB>label` line; a first line of just these two words is a header.
 
     Raises:
@@ -27,11 +27,11 @@ def read_relation_tsv(path: Path, task: Task) -> NativeFile:
         columns = line.split("\t")
         if len(columns) != 2 or not columns[0].strip():
             raise UserError(f"{path}:{number}: sentence<TAB>label is expected, found {len(columns)} column(s).")
-        found.annotations.append((columns[0], _label(columns[1], task, f"{path}:{number}")))
+        found.records.append(Record((columns[0], _label(columns[1], task, f"{path}:{number}"))))
     return not_empty(found, path, "sentence<TAB>label lines")
 
 
-def read_nli_jsonl(path: Path, task: Task) -> NativeFile:
+def read_nli_jsonl(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns (sentence1, sentence2, label) of every JSON line; labels in any case, `-` (no consensus) dropped.
 
     Line feeds inside a sentence become spaces: they would break the two labelled lines of the input.
@@ -56,9 +56,8 @@ def read_nli_jsonl(path: Path, task: Task) -> NativeFile:
         if label == NO_CONSENSUS:
             found.dropped["gold_label is '-': no consensus"] += 1
             continue
-        found.annotations.append(
-            (" ".join(premise.split("\n")), " ".join(hypothesis.split("\n")), _label(label, task, where))
-        )
+        sentences = (" ".join(premise.split("\n")), " ".join(hypothesis.split("\n")))
+        found.records.append(Record((*sentences, _label(label, task, where))))
     return not_empty(found, path, f"JSON lines with {', '.join(_NLI_KEYS)}")
 
 
@@ -67,3 +66,6 @@ def _label(text: str, task: Task, where: str) -> str:
         if text.strip().casefold() == label.casefold():
             return label
     raise UserError(f"{where}: unknown label '{text}'.{did_you_mean(text, task.labels)}")
+
+
+READERS = {"relation_tsv": read_relation_tsv, "nli_jsonl": read_nli_jsonl}

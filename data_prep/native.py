@@ -1,27 +1,69 @@
-"""What every reader of a native corpus file returns."""
+"""What every reader of a native corpus file is asked for and returns."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.rows import read_text
+from medtune_jax.tasks.source import Layout
+
+GadPolarity = Literal["association", "legacy"]
+
+
+@dataclass(frozen=True)
+class Record:
+    """One annotated example.
+
+    Attributes:
+      annotation: what its task renders.
+      id: the corpus's own name of it (PMID, sentence id), "" where it has none; it goes into the row's meta.
+      group: what belongs together (document, patient), "" where unknown.
+      instruction: the example's own, where the corpus brings one; else a wording of the source is chosen.
+      meta: further facts, JSON-ready.
+    """
+
+    annotation: Any
+    id: str = ""
+    group: str = ""
+    instruction: str = ""
+    meta: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
 class NativeFile:
-    """The annotations of one file in file order, and why anything in it is not among them."""
+    """The examples of one split in file order, and why anything in the file is not among them."""
 
-    annotations: list[Any] = field(default_factory=list)
+    records: list[Record] = field(default_factory=list)
     dropped: Counter[str] = field(default_factory=Counter)
 
+    @property
+    def annotations(self) -> list[Any]:
+        return [record.annotation for record in self.records]
 
-Reader = Callable[[Path, Task], NativeFile]
+
+@dataclass(frozen=True)
+class Ask:
+    """What is to be read.
+
+    Attributes:
+      split: train, validation or test, for files that hold several.
+      layout: the form in which the files lie there.
+      gad_polarity: `association` (label 1 is Positive) or `legacy` (inverted, as the Llama2-MedTuned authors have it).
+    """
+
+    split: str
+    layout: Layout
+    gad_polarity: GadPolarity = "association"
+
+
+ANY = Ask("train", Layout("", {}))  # for readers of files that hold one split in one form
+Reader = Callable[[Path, Task, Ask], NativeFile]
 
 
 def numbered_lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -40,6 +82,6 @@ def not_empty(found: NativeFile, path: Path, expected: str) -> NativeFile:
     Raises:
       UserError: nothing was read from the file.
     """
-    if not found.annotations:
+    if not found.records:
         raise UserError(f"{path}: empty, no {expected} in it.")
     return found

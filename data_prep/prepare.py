@@ -12,20 +12,15 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.data_prep import card
-from medtune_jax.data_prep.conll import read_conll
-from medtune_jax.data_prep.labelled import read_nli_jsonl, read_relation_tsv
-from medtune_jax.data_prep.native import NativeFile, Reader
-from medtune_jax.data_prep.wordings import WORDINGS, choose
+from medtune_jax.data_prep.native import Ask, NativeFile
+from medtune_jax.data_prep.readers import READERS
+from medtune_jax.data_prep.wordings import choose, wordings_of
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.ner import NerTask
-from medtune_jax.tasks.registry import SOURCES, Source, get_source
+from medtune_jax.tasks.registry import SOURCES, sources_named
 from medtune_jax.tasks.rows import SPLITS, Row, gold_sha256, rows_sha256, write_rows
+from medtune_jax.tasks.source import Layout, Source
 
-READERS: dict[str, Reader] = {
-    "conll": read_conll,
-    "relation_tsv": read_relation_tsv,
-    "nli_jsonl": read_nli_jsonl,
-}
 MANIFEST = "manifest.json"
 
 
@@ -54,11 +49,11 @@ def prepare(
     Raises:
       UserError: a source asked for is missing, none is found, a file is malformed, `out` holds something else.
     """
-    folders = {get_source(name).name: Path(folder) for name, folder in (raw or {}).items()}
+    folders = {source.name: Path(folder) for name, folder in (raw or {}).items() for source in sources_named(name)}
     for name, place in folders.items():
         if not place.is_dir():
             raise UserError(f"--raw={name}={place}: no such folder.")
-    asked = {get_source(name).name for name in sources}
+    asked = {source.name for name in sources for source in sources_named(name)}
     _check_replaceable(out)
     rows: dict[str, list[Row]] = {split: [] for split in SPLITS}
     described: dict[str, Any] = {}
@@ -67,10 +62,11 @@ def prepare(
         if asked and source.name not in asked:
             continue
         folder = folders.get(source.name) or _find_folder(raw_dir, source)
-        absent = [file for file in source.files.values() if folder is None or not (folder / file).is_file()]
+        layout = _find_layout(folder, source)
+        absent = [file for file in _files(layout) if folder is None or not (folder / file).exists()]
         if absent:
             missing.append({"source": source.name, "files": absent, "where": source.where})
-        if folder is None or len(absent) == len(source.files):
+        if folder is None or len(absent) == len(_files(layout)) or any(file in absent for file in layout.also):
             if source.name in asked or source.name in folders:
                 looked = folder or (raw_dir / source.name if raw_dir else "--raw_dir or --raw")
                 raise UserError(
@@ -78,9 +74,9 @@ def prepare(
                 )
             continue
         described[source.name] = _describe(source)
-        for split, file in source.files.items():
+        for split, file in layout.files.items():
             if file not in absent:
-                added, facts = _prepare_file(source, split, folder / file, seed)
+                added, facts = _prepare_split(source, layout, split, folder, seed)
                 rows[split] += added
                 described[source.name]["splits"][split] = facts
     if not described:
@@ -104,7 +100,20 @@ def _find_folder(raw_dir: Path | None, source: Source) -> Path | None:
         return None
     if not raw_dir.is_dir():
         raise UserError(f"--raw_dir={raw_dir}: no such folder.")
-    return next((raw_dir / name for name in (source.name, *source.aliases) if (raw_dir / name).is_dir()), None)
+    names = (source.folder, source.name, *source.aliases)
+    return next((raw_dir / name for name in names if name and (raw_dir / name).is_dir()), None)
+
+
+def _find_layout(folder: Path | None, source: Source) -> Layout:
+    """Returns the first layout of which a split's file is in the folder; the source's first one where none is."""
+    for layout in source.layouts:
+        if folder is not None and any((folder / file).exists() for file in layout.files.values()):
+            return layout
+    return source.layouts[0]
+
+
+def _files(layout: Layout) -> list[str]:
+    return list(dict.fromkeys([*layout.files.values(), *layout.also]))
 
 
 def _describe(source: Source) -> dict[str, Any]:
@@ -114,39 +123,60 @@ def _describe(source: Source) -> dict[str, Any]:
         "licence": source.licence,
         "credentialed": source.credentialed,
         "where": source.where,
-        "wordings": list(WORDINGS[source.name]),
+        "wordings": list(wordings_of(source)),
         "splits": {},
     }
 
 
-def _prepare_file(source: Source, split: str, path: Path, seed: int) -> tuple[list[Row], dict[str, Any]]:
-    """Returns the rows of one native file and what the manifest says of them."""
-    native = READERS[source.format](path, source.task)
+def _prepare_split(
+    source: Source, layout: Layout, split: str, folder: Path, seed: int
+) -> tuple[list[Row], dict[str, Any]]:
+    """Returns the rows of one native split and what the manifest says of them."""
+    path = folder / layout.files[split]
+    native = READERS[layout.format](path, source.task, Ask(split, layout))
     rows = []
-    for number, annotation in enumerate(native.annotations):
-        input, output = source.task.render(annotation)
-        wording = choose(source.name, split, number, seed)
+    for number, record in enumerate(native.records):
+        input, output = source.task.render(record.annotation)
+        meta = {**source.task.facts(record.annotation), **record.meta}
+        instruction = record.instruction
+        if not instruction:
+            wording = choose(source, split, number, seed)
+            instruction, meta["wording"] = wordings_of(source)[wording], wording
+        if record.id:
+            meta["id"] = record.id
         rows.append(
             Row(
-                instruction=WORDINGS[source.name][wording],
+                instruction=instruction,
                 input=input,
                 output=output,
                 source=source.name,
                 id=f"{source.name}/{split}/{number}",
-                meta=json.dumps({"wording": wording}),
+                group=record.group,
+                meta=json.dumps(meta, sort_keys=True, ensure_ascii=False),
             )
         )
     gold = gold_sha256(rows)
     return rows, {
         "rows": len(rows),
         **_gold_counts(source, native),
-        "file": path.name,
-        "raw_sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "file": layout.files[split],
+        "raw_sha256": _raw_sha256([path, *(folder / name for name in layout.also)]),
         "rows_sha256": rows_sha256(rows),
         "gold_sha256": gold,
         "official_split": source.splits.get(gold),
         "dropped": dict(sorted(native.dropped.items())),
     }
+
+
+def _raw_sha256(paths: Sequence[Path]) -> str:
+    """Returns the hash of one file, or of the sorted (relative name, hash) lines of several or of a folder's."""
+    if len(paths) == 1 and paths[0].is_file():
+        return hashlib.sha256(paths[0].read_bytes()).hexdigest()
+    named = []
+    for path in paths:
+        files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+        named += [(str(file.relative_to(path.parent)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+    return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(named)).encode()).hexdigest()
 
 
 def _gold_counts(source: Source, native: NativeFile) -> dict[str, Any]:

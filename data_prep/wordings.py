@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 
+from medtune_jax.tasks.source import Source
+
 _NER = (
     "Tag every token of the text for {mentions}. Write one token per line as `token : TAG`, where B opens a mention, "
     "I continues it and O is anything else.",
@@ -52,8 +54,14 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def choose(source: str, split: str, row: int, seed: int) -> int:
-    """Returns the index in WORDINGS[source] of the wording of a row: a hash of (seed, source, split, row), so that it
-    depends on no other row, library or machine. Uniform up to 2**-64."""
-    digest = hashlib.blake2b(f"{seed}/{source}/{split}/{row}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") % len(WORDINGS[source])
+def wordings_of(source: Source) -> tuple[str, ...]:
+    """Returns a source's wordings: its own where a user defined it, else those written here; () where its rows bring
+    their own instructions."""
+    return source.wordings or WORDINGS.get(source.name, ())
+
+
+def choose(source: Source, split: str, row: int, seed: int) -> int:
+    """Returns the index in `wordings_of(source)` of the wording of a row: a hash of (seed, source, split, row), so that
+    it depends on no other row, library or machine. Uniform up to 2**-64."""
+    digest = hashlib.blake2b(f"{seed}/{source.name}/{split}/{row}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") % len(wordings_of(source))

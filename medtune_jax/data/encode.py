@@ -217,7 +217,8 @@ def encode_rows(
 def _decisions(row: Row) -> list[Span] | None:
     """Returns the characters of the row's output at which its task decides something; None where unknown."""
     source = find_source(row.source)
-    return None if source is None else source.task.allowed(row.input).spans(row.output)
+    allowed = None if source is None else source.task.allowed(row.input)
+    return None if allowed is None else allowed.spans(row.output)
 
 
 def _encode(

@@ -19,6 +19,7 @@ from medtune_jax.errors import Interrupted, UserError, did_you_mean
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, Prediction, PredictionLog, prediction_key
 from medtune_jax.evaluate.score import PROTOCOLS, PROVENANCE, check_rows, score_file, training_rows
+from medtune_jax.tasks.base import Allowed
 from medtune_jax.tasks.registry import find_source, get_source
 from medtune_jax.tasks.rows import Row, read_rows
 
@@ -265,7 +266,7 @@ def answer(
                 TemplateRequest(
                     one.instruction,
                     one.input,
-                    get_source(one.source).task.allowed(one.input),
+                    _allowed(one.source, one.input),
                     name=f"{one.source}, row {one.row}",
                 )
                 for one in asked
@@ -318,8 +319,17 @@ def _what_input_needs(row: Row, template: Template, tokenizer: Tokenizer, most: 
     The engine reserves every row's budget in its cache and attends it.
     """
     allowed = get_source(row.source).task.allowed(row.input)
+    if allowed is None:
+        return most
     longest = allowed.text(tuple(max(slot.options, key=len) for slot in allowed.slots))
     return min(most, len(tokenizer.encode(template.completion(longest))) + _SPARE)
+
+
+def _allowed(source: str, input: str) -> Allowed:
+    allowed = get_source(source).task.allowed(input)
+    if allowed is None:
+        raise UserError(f"{source} is answered in free text: use --decode=greedy.")
+    return allowed
 
 
 def _load(

@@ -114,7 +114,7 @@ class RowError:
 
 
 class Task(Protocol):
-    """The contract of every task.
+    """The contract of every task; tasks inherit it for the methods that have a default.
 
     Annotations are hashable plain Python values compared with ==. `statistics` returns a row's sufficient statistics,
     every key always present; the corpus score is `metrics` of their sums: a bootstrap resamples rows by weights.
@@ -133,9 +133,22 @@ class Task(Protocol):
         """Reads any string; never raises. parse(render(gold)[1], render(gold)[0]).annotation == gold."""
         ...
 
-    def allowed(self, input: str) -> Allowed:
-        """Returns the outputs that `render` can produce for `input`."""
+    def allowed(self, input: str) -> Allowed | None:
+        """Returns the outputs that `render` can produce for `input`; None where any text may be one."""
         ...
+
+    def facts(self, annotation: Any) -> dict[str, Any]:
+        """Returns what scoring needs and the output does not say (synonyms), JSON-ready, for the row's `meta`."""
+        return {}
+
+    def gold(self, output: str, input: str, facts: Mapping[str, Any]) -> Parsed:
+        """Reads a row's gold answer. gold(*reversed(render(a)), facts(a)).annotation == a, also where `parse` alone
+        cannot give back all of `a`."""
+        return self.parse(output, input)
+
+    def merge(self, annotations: Sequence[Any]) -> Any | None:
+        """Returns the annotation of a document from those of its parts, or None where documents are not scored."""
+        return None
 
     def statistics(self, gold: Any, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns this row's sufficient statistics; an unparsable row earns no credit and is counted."""
@@ -144,6 +157,12 @@ class Task(Protocol):
     def metrics(self, totals: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Returns metric name -> value in 0..1 from summed statistics (scalars or arrays of one shape [R])."""
         ...
+
+    def breakdown(self, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Returns what the totals say of each label, JSON-ready, for the report: {"confusion": {gold: {predicted:
+        count}}} ("" = unparsable) where a row has one label, {"per_label": {label: {"gold", "predicted", "correct"}}}
+        where it has several, {} where there are none."""
+        return {}
 
     def errors(self, gold: Any, parsed: Parsed, input: str) -> list[RowError]:
         """Returns what was wrong in this row, for errors.jsonl and the report."""

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot
+from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task
 from medtune_jax.tasks.counts import f1, ratio
 from medtune_jax.tasks.label_text import LabelFinder
 
@@ -19,7 +19,7 @@ _PREMISE = "Sentence 1: "
 _HYPOTHESIS = "\nSentence 2: "
 
 
-class LabelTask:
+class LabelTask(Task):
     """One label per input; the input is taken as it is.
 
     Attributes:

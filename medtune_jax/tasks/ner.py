@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 
 from medtune_jax.tasks.alignment import align
-from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot
+from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task
 from medtune_jax.tasks.counts import f1, ratio
 from medtune_jax.tasks.ner_baselines import dictionary_tagger
 from medtune_jax.tasks.ner_reading import SEPARATOR, LineReader
@@ -25,7 +25,7 @@ def split_tokens(input: str) -> tuple[str, ...]:
     return tuple(input.split(" ")) if input else ()
 
 
-class NerTask:
+class NerTask(Task):
     """Entity spans over given tokens; `labels` are the entity types, empty for plain B/I/O."""
 
     kind = "ner"

@@ -213,11 +213,11 @@ def test_the_verb_prints_a_table_and_what_is_missing(raw, tmp_path, capsys):
 
 @pytest.mark.parametrize("source", SOURCES)
 def test_wordings_are_used_about_equally_and_fit_their_row_alone(source):
-    used = Counter(choose(source, "train", row, seed=0) for row in range(2000))
+    used = Counter(choose(SOURCES[source], "train", row, seed=0) for row in range(2000))
     expected = 2000 / len(WORDINGS[source])
     assert len(used) == len(WORDINGS[source]) and all(abs(n - expected) < 0.2 * expected for n in used.values())
     assert not any("{" in wording for wording in WORDINGS[source])
 
 
 def test_the_choice_of_wording_is_fixed_for_ever():
-    assert [choose("NCBI-disease", "test", row, seed=0) for row in range(8)] == [5, 5, 0, 0, 2, 2, 1, 2]
+    assert [choose(SOURCES["NCBI-disease"], "test", row, seed=0) for row in range(8)] == [5, 5, 0, 0, 2, 2, 1, 2]

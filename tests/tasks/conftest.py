@@ -18,5 +18,5 @@ def corpora(shared_data):
     return {
         (name, split): read_conll(shared_data / "raw" / name / file, SOURCES[name].task).annotations
         for name in CORPORA
-        for split, file in SOURCES[name].files.items()
+        for split, file in SOURCES[name].layouts[0].files.items()
     }

@@ -4,10 +4,11 @@ import re
 
 import pytest
 
-from medtune_jax.data_prep.prepare import READERS
+from medtune_jax.data_prep.readers import READERS
 from medtune_jax.data_prep.wordings import WORDINGS
 from medtune_jax.errors import UserError
-from medtune_jax.tasks.registry import SOURCES, UNSTATED, find_source, get_source
+from medtune_jax.tasks.registry import SOURCES, find_source, get_source
+from medtune_jax.tasks.source import UNSTATED
 
 NAMES = {"NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "JNLPBA", "BC2GM"}
 
@@ -25,9 +26,10 @@ def test_sources_of_the_papers_and_the_quickstart_are_there():
 def test_every_source_is_complete(name):
     source = SOURCES[name]
     assert source.name == name and source.licence and source.where and source.description
-    assert source.format in READERS and len(set(WORDINGS[name])) >= 5
-    assert list(source.files) == ["train", "validation", "test"]
-    assert all(re.fullmatch("[0-9a-f]{64}", gold) and split in source.files for gold, split in source.splits.items())
+    assert len(set(WORDINGS[name])) >= 5
+    for layout in source.layouts:
+        assert layout.format in READERS and {*layout.files} <= {"train", "validation", "test"}
+    assert all(re.fullmatch("[0-9a-f]{64}", gold) for gold in source.splits)
     for figure in source.published:
         assert 0 < figure.value <= 1 and figure.metric == source.task.metric
         assert (figure.split == UNSTATED) == (figure.n == 0)

@@ -1,0 +1,110 @@
+"""Corpora of entity mentions."""
+
+from __future__ import annotations
+
+from medtune_jax.tasks.ner import NerTask
+from medtune_jax.tasks.source import UNSTATED, Layout, Published, Source
+
+_MTL = (
+    "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 "
+    "(data/{}); BioBERT's NER download holds the same sentences"
+)
+_CONLL = (Layout("conll", {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}),)
+_BIOBERT = "arXiv 2401.00579, Table 2; its rows are not stated"
+_MEDTUNED = (
+    "arXiv 2401.00579, Table 2; the authors' evaluation rows are the development set, and their scorer keeps one tag "
+    "per distinct token of a sentence"
+)
+
+
+def _table_2(biobert: float, b7: float, b13: float, split: str, n: int) -> tuple[Published, ...]:
+    return (
+        Published("BioBERT-v1.1", "f1", biobert, UNSTATED, 0, _BIOBERT),
+        Published("Llama2-MedTuned-7b", "f1", b7, split, n, _MEDTUNED),
+        Published("Llama2-MedTuned-13b", "f1", b13, split, n, _MEDTUNED),
+    )
+
+
+SOURCES = (
+    Source(
+        name="NCBI-disease",
+        task=NerTask(),
+        licence="CC0-1.0",
+        credentialed=False,
+        description="Disease mentions in PubMed abstracts (Dogan et al. 2014).",
+        where=_MTL.format("NCBI-disease-IOB"),
+        layouts=_CONLL,
+        splits={
+            "49ac8076c654daec7ff20be20387ff24ad8786a0a7af80cdf4fd69af4a1861a0": "train",
+            "07a7c29157d2f231c5e0aa0e46df8d85bb8382d77241626080dc8a4d663c0f47": "validation",
+            "39ad758a14ab504022b0c6aee39b10c25cb6e4284089d4f9572a086e5edfdff6": "test",
+        },
+        published=_table_2(0.8862, 0.8718, 0.8569, "validation", 923),
+        aliases=("ncbi", "ncbi_disease", "NCBI-disease-IOB"),
+    ),
+    Source(
+        name="BC5CDR-disease",
+        task=NerTask(),
+        licence="Public-Domain-Mark-1.0",
+        credentialed=False,
+        description="Disease mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
+        where=_MTL.format("BC5CDR-disease-IOB"),
+        layouts=_CONLL,
+        splits={
+            "21df648892796f26645a89b47c6acf716e877b764312cf2648dde15cf541d230": "train",
+            "2864d095f006e5227ceafc73be65ec28de8762df892f796d8a531f6daadef279": "validation",
+            "8417b91454a61f7a3515a030c64af7537eb8b5ffe28f5b9db16d9b88f517d340": "test",
+        },
+        published=_table_2(0.8667, 0.8392, 0.8546, "validation", 4581),
+        aliases=("bc5cdr_disease", "BC5CDR-disease-IOB"),
+    ),
+    Source(
+        name="BC5CDR-chem",
+        task=NerTask(),
+        licence="Public-Domain-Mark-1.0",
+        credentialed=False,
+        description="Chemical mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
+        where=_MTL.format("BC5CDR-chem-IOB"),
+        layouts=_CONLL,
+        splits={
+            "d6b83681cc06084b5c3b3fb3088b8286c846e3008e9fd684d5632c3a982e6d16": "train",
+            "ff85e5cc19f69e67d50099e6a80dedd41beeab203965ec2a8704b9fa9723f392": "validation",
+            "62f0d47efbfebb1e53412cca279a4d7885c6daab6d326da537300e1cc3275b16": "test",
+        },
+        published=_table_2(0.9473, 0.9388, 0.9451, "validation", 4581),
+        aliases=("bc5cdr_chem", "BC5CDR-chemical", "BC5CDR-chem-IOB"),
+    ),
+    Source(
+        name="JNLPBA",
+        task=NerTask(),
+        licence="CC-BY-3.0",
+        credentialed=False,
+        description="Molecular biology terms of GENIA abstracts as one type, 6,241 in test (Collier and Kim 2004).",
+        where="CoNLL files train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
+        "(https://github.com/dmis-lab/biobert); not the five-type set",
+        layouts=_CONLL,
+        splits={
+            "324c2d6e74213cc25e306020463fbba22042cc04c9e79c673ae27eadca38d53b": "train",
+            "e9142ca5052554c6ac8b5e2ee7ae2a528e829b5833630459081c26ca141d021e": "validation",
+            "5fd626b854b20948d6081a1723480be84bf121de4f502a8e8abfdbcb5cccb48f": "test",
+        },
+        published=_table_2(0.8033, 0.8230, 0.8131, "validation", 3856),
+        aliases=("jnlpba",),
+    ),
+    Source(
+        name="BC2GM",
+        task=NerTask(),
+        licence="unknown",
+        credentialed=False,
+        description="Gene mentions of the BioCreative II shared task (Smith et al. 2008).",
+        where=_MTL.format("BC2GM-IOB"),
+        layouts=_CONLL,
+        splits={
+            "47e8b070e171bfd3b96f8d3df0de615d570f9ce35f41f16ffe9c34043fdb098c": "train",
+            "72be9d5f171aa169137722d9c48ca66ed32160af018882c1ddcbe530a62e1a3f": "validation",
+            "ea7910bb98b9083c17217d473f235c64ed795dc984868d4b8e60f78f94403b5b": "test",
+        },
+        published=_table_2(0.8762, 0.7646, 0.7912, "validation", 2519),
+        aliases=("bc2gm", "BC2GM-IOB"),
+    ),
+)
