@@ -2,14 +2,20 @@
 
 The directory is read back and every tensor compared bit for bit with the model before the verb says that it is done.
 float32 is what training holds, and loses nothing; bfloat16 is half the size, rounded.
+
+A model card names the licences of the base checkpoint and of all data. Where text under a data use agreement is among
+it, the folder is its owner's only, and --push needs --i_may_release.
 """
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
+
+from medtune_jax.errors import UserError
 
 SUMMARY = "write a run as a Hugging Face directory and verify it by reading it back"
 
@@ -24,6 +30,16 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_string("out", None, "Folder to write; absent or empty.", required=True, flag_values=flags)
+    absl_flags.DEFINE_string(
+        "base_licence", None, "Licence of the base checkpoint, where its card does not say it.", flag_values=flags
+    )
+    absl_flags.DEFINE_string("push", None, "owner/name of a hub repository to upload the export to.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "i_may_release",
+        False,
+        "The owner of the text under agreement that the model was tuned on allows its release.",
+        flag_values=flags,
+    )
     absl_flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "Float type of the stored weights.", flag_values=flags
     )
@@ -32,14 +48,29 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
     from medtune_jax.convert.hf_export import check_target, export_params, verify_export
+    from medtune_jax.convert.origin import UNKNOWN, read_origin
+    from medtune_jax.convert.push import check_release, push
     from medtune_jax.model.llama import num_params
     from medtune_jax.train.load import load_model
 
     out = Path(flags.out)
+    origin = read_origin(Path(flags.run))
+    if flags.base_licence:
+        if origin.base_licence not in (UNKNOWN, flags.base_licence):
+            raise UserError(f"--base_licence={flags.base_licence}: the base's card says {origin.base_licence}.")
+        origin = replace(origin, base_licence=flags.base_licence)
     check_target(out)  # before minutes are spent on loading
+    if flags.push:
+        check_release(origin, flags.push, flags.i_may_release)
     model = load_model(flags.run, dtype=flags.dtype)
     export_params(
-        model.params, model.config, out, dtype=flags.dtype, tokenizer=model.tokenizer, template=model.template
+        model.params,
+        model.config,
+        out,
+        dtype=flags.dtype,
+        tokenizer=model.tokenizer,
+        template=model.template,
+        origin=origin,
     )
     tensors = verify_export(model.params, model.config, out, tokenizer=model.tokenizer)
     files = sorted(path for path in out.iterdir())
@@ -48,6 +79,9 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         "out": flags.out,
         "dtype": flags.dtype,
         "template": model.template,
+        "licence": origin.licence,
+        "credentialed": origin.credentialed,
+        "pushed": push(out, flags.push) if flags.push else None,
         "parameters": num_params(model.config),
         "tensors_verified": tensors,
         "bytes": sum(path.stat().st_size for path in files),
@@ -61,5 +95,6 @@ def human(result: dict[str, Any]) -> str:
         f"{result['run']} -> {result['out']}: {result['parameters']:,} parameters in {result['dtype']}, "
         f"{result['bytes'] / 1e6:,.1f} MB, template {result['template'] or 'unknown'}\n"
         f"read back: {result['tensors_verified']} tensors equal bit for bit\n"
-        f"files: {', '.join(result['files'])}"
+        f"files: {', '.join(result['files'])}\n"
+        f"licence: {result['licence']}" + (f"\npushed: {result['pushed']}" if result["pushed"] else "")
     )

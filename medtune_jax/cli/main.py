@@ -16,6 +16,7 @@ import importlib
 import json
 import logging
 import os
+import signal
 import sys
 import traceback
 from collections.abc import Sequence
@@ -81,7 +82,12 @@ RESUMABLE = ("train", "evaluate")  # the other verbs keep nothing of work that w
 
 def main() -> NoReturn:
     """Runs the command line of this process and exits with its status."""
+    signal.signal(signal.SIGTERM, _stop)  # as Ctrl-C: what was begun is removed or saved; train and evaluate do more
     sys.exit(dispatch(sys.argv[1:]))
+
+
+def _stop(number: int, frame: object) -> NoReturn:
+    raise KeyboardInterrupt
 
 
 def dispatch(argv: Sequence[str]) -> int:

@@ -19,6 +19,7 @@ import numpy as np
 from medtune_jax.convert import layout
 from medtune_jax.convert.hf_config import config_to_hf
 from medtune_jax.convert.hf_import import MEDTUNE_FILE, read_config
+from medtune_jax.convert.origin import ORIGIN_FILE, Origin, model_card, origin_json
 from medtune_jax.convert.safetensors_file import (
     FLOAT_DTYPES,
     INDEX_FILE,
@@ -30,7 +31,7 @@ from medtune_jax.convert.safetensors_file import (
 from medtune_jax.data.prompts import get_template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
-from medtune_jax.model.llama import LlamaConfig, Parameter, Params, get_param, parameter_rows
+from medtune_jax.model.llama import LlamaConfig, Parameter, Params, get_param, num_params, parameter_rows
 
 MAX_FILE_BYTES = 5_000_000_000
 
@@ -52,9 +53,11 @@ def export_params(
     dtype: Any = "float32",
     tokenizer: Tokenizer | None = None,
     template: str | None = None,
+    origin: Origin | None = None,
     max_file_bytes: int = MAX_FILE_BYTES,
 ) -> None:
-    """Writes model.safetensors (or several behind an index), config.json, generation_config.json, medtune.json.
+    """Writes model.safetensors (or several behind an index), config.json, generation_config.json, medtune.json, and
+    origin.json with a model card where the origin is given.
 
     Everything is written beside `folder` and renamed when complete; the host holds one block of a tensor at a time.
 
@@ -65,6 +68,7 @@ def export_params(
       tokenizer: its files are copied beside the weights, and both configs name its BOS and EOS: training ended every
         row with that EOS, whatever `config` names.
       template: name of the template that the model was tuned with; `generate` and `evaluate` then use it.
+      origin: what the model was made from; where gated text is in it, the files are their owner's only.
       max_file_bytes: tensors are spread over files of at most this size (a larger tensor has a file of its own).
 
     Raises:
@@ -79,7 +83,7 @@ def export_params(
     check_target(folder)
     spool = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
     try:
-        spool.mkdir(parents=True)
+        spool.mkdir(parents=True, mode=0o700 if origin and origin.credentialed else 0o777)
         _write_weights(params, config, spool, name, max_file_bytes)
         described = _with_ids_of(tokenizer, config)
         hf = {**config_to_hf(described), "torch_dtype": str(jnp.dtype(dtype)), "dtype": str(jnp.dtype(dtype))}
@@ -90,6 +94,10 @@ def export_params(
         _write_json(spool / MEDTUNE_FILE, {"template": template, "template_sha256": sha256})
         if tokenizer is not None:
             tokenizer.copy_to(spool)
+        if origin is not None:
+            _write_json(spool / ORIGIN_FILE, origin_json(origin))
+            about = {"parameters": f"{num_params(config):,} in {dtype}", "prompt template": template or "not known"}
+            (spool / "README.md").write_text(model_card(origin, about), encoding="utf-8")
         spool.rename(folder)
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. Nothing was left there.") from error

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from medtune_jax.config import Config
 from medtune_jax.convert.hf_config import config_to_hf
 from medtune_jax.convert.hf_import import read_config, weights_sha256
+from medtune_jax.convert.origin import Origin, read_origin, tuned
 from medtune_jax.data.encode import EncodedRows, encode_rows
 from medtune_jax.data.loader import Batch, TrainData, evaluation_batches
 from medtune_jax.data.packing import order
@@ -33,7 +34,7 @@ class Inputs:
     Attributes:
       source: the Hugging Face directory that gave config, tokenizer and (on a first start) weights.
       data: the batches of the run; evaluation: the held-out batches, empty where there are none.
-      row_ids: the ids of the training rows as read.
+      row_ids: the ids of the training rows as read; origin: what the tuned model is made from.
     """
 
     source: Path
@@ -43,6 +44,7 @@ class Inputs:
     evaluation: list[Batch]
     row_ids: tuple[str, ...]
     identity: Identity
+    origin: Origin
 
 
 def read_inputs(config: Config, mesh: Mesh) -> Inputs:
@@ -78,7 +80,14 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
         model=config_to_hf(model),
     )
     evaluation = _evaluation(config, tokenizer, template)
-    return Inputs(source, model, tokenizer, data, evaluation, tuple(row.id for row in rows), identity)
+    origin = tuned(read_origin(source), rows)
+    if origin.credentialed:
+        _log.warning(
+            "Tuning on text under a data use agreement (%s): the run folder is made readable by its owner only, and an "
+            "export of it is not pushed without --i_may_release.",
+            ", ".join(origin.credentialed),
+        )
+    return Inputs(source, model, tokenizer, data, evaluation, tuple(row.id for row in rows), identity, origin)
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:

@@ -28,6 +28,7 @@ from jax.sharding import Mesh
 from medtune_jax.compilation_cache import use_compilation_cache
 from medtune_jax.config import Config, to_dict
 from medtune_jax.convert.hf_import import load_params
+from medtune_jax.convert.origin import ORIGIN_FILE, origin_json
 from medtune_jax.data.loader import Batch
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.model.llama import num_params
@@ -169,12 +170,18 @@ def _make_evaluate(config: Config, inputs: Inputs, mesh: Mesh) -> Callable[[Any]
 
 
 def _write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
-    """Writes config.json, and model/: the tuned model's own config.json and tokenizer files."""
+    """Writes config.json, and model/: the tuned model's own config.json, tokenizer files and origin.json.
+
+    Weights tuned on gated text can repeat it, so the folder is then closed to others.
+    """
     try:
         (workdir / "model").mkdir(parents=True, exist_ok=True)
+        if inputs.origin.credentialed:
+            workdir.chmod(0o700)
         for path, value in (
             (workdir / "config.json", to_dict(config)),
             (workdir / "model" / "config.json", inputs.identity.model),
+            (workdir / "model" / ORIGIN_FILE, origin_json(inputs.origin)),
         ):
             temporary = path.with_suffix(".json.tmp")
             temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
