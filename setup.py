@@ -14,6 +14,7 @@ REQUIRES = [
     "absl-py>=2.1",
     "datasets>=4.0",
     "flax>=0.12",
+    "huggingface_hub>=0.30",
     "jax>=0.10.2",
     "matplotlib>=3.9",
     "ml_dtypes>=0.5",
