@@ -14,9 +14,9 @@ from typing import Any
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.registry import find_source
+from medtune_jax.tasks.source import SPLITS as SPLITS
 
 HUB = "hf://"  # before owner/name: only what is asked for in so many words goes over the network
-SPLITS = ("train", "validation", "test")
 _REQUIRED = ("instruction", "input", "output", "source")
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from medtune_jax.tasks.base import Task
 
+SPLITS = ("train", "validation", "test", "test2", "test3")
 UNSTATED = "unstated"
 
 
@@ -39,12 +41,18 @@ class Layout:
         reader then picks the split's rows.
       also: further files that the reader needs, for every split.
       columns: what the reader looks for -> name of the column in the file, where the format leaves names open.
+      label_names: a label or tag in the file -> the task's, where they differ (format `table`).
+      separator: what stands between the values in a cell that holds several; "" where it holds a list (format `table`).
+      answer_form: how the answer of a choice is given: letter, index0, index1 or text (format `table`).
     """
 
     format: str
     files: Mapping[str, str]
     also: tuple[str, ...] = ()
     columns: Mapping[str, str] = field(default_factory=dict)
+    label_names: Mapping[str, str] = field(default_factory=dict)
+    separator: str = ""
+    answer_form: str = "letter"
 
 
 @dataclass(frozen=True)
@@ -59,6 +67,7 @@ class Source:
       splits: gold_sha256 -> name of the official split (train, validation, test).
       expected: split -> count of what was published (`rows`, `mentions`), compared by `prepare`.
       wordings: instructions of a source that a user defined; those of the built-in ones are data_prep's.
+      definition: what a user's source was made from (`definition.source_of`); None for a built-in one.
     """
 
     name: str
@@ -75,3 +84,4 @@ class Source:
     published: tuple[Published, ...] = ()
     aliases: tuple[str, ...] = ()
     wordings: tuple[str, ...] = ()
+    definition: Mapping[str, Any] | None = None
