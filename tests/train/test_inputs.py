@@ -1,17 +1,22 @@
 """What training reads: what it warns of, which data it refuses."""
 
 import logging
+import stat
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from tiny_run import ner_rows, settings
 
-from medtune_jax.config import MeshConfig
+from medtune_jax.config import Config, MeshConfig
+from medtune_jax.convert.origin import read_origin
 from medtune_jax.errors import UserError
 from medtune_jax.sharding import make_mesh
+from medtune_jax.tasks import registry
+from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import write_rows
 from medtune_jax.train.inputs import Inputs, read_inputs
+from medtune_jax.train.loop import _write_run_folder
 
 
 @pytest.fixture
@@ -49,6 +54,18 @@ def test_a_warm_up_as_long_as_the_run_is_warned_of(read, caplog, warmup, warned)
     with caplog.at_level(logging.WARNING):
         read(ner_rows(9, 0), optimizer__warmup_steps=warmup, **EIGHT)
     assert ("warmup_steps is 6, the whole run 6 steps" in caplog.text) == warned
+
+
+def test_gated_rows_are_remembered_close_the_run_folder_and_are_said(read, tmp_path, monkeypatch, caplog):
+    ward = replace(SOURCES["sample-disease"], name="ward", aliases=(), licence="ward agreement", credentialed=True)
+    monkeypatch.setitem(registry._BY_ANY_NAME, "ward", ward)
+    inputs = read([replace(row, source="ward") for row in ner_rows(3, 0)] + ner_rows(9, 1), **EIGHT)
+    assert "text under a data use agreement (ward)" in caplog.text
+    _write_run_folder(tmp_path / "run", Config(), inputs)
+    (tmp_path / "run" / "checkpoints").mkdir()
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    assert read_origin(tmp_path / "run") == inputs.origin
+    assert inputs.origin.credentialed == ["ward"] and inputs.origin.data["sample-disease"].rows == 9
 
 
 HELD_OUT = {"train__batch_size": 8, "evaluation__every_steps": 1}
