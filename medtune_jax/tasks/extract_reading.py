@@ -9,7 +9,7 @@ Kinds of problems, of a repaired text:
   trailing_comma   a comma before a closing bracket
   bracket          a closing bracket of the wrong kind
   cut_off          the text ends inside the JSON; a name that was not ended is dropped
-  not_json         anything else that JSON does not allow, such as a missing comma or a quote inside a name
+  not_json         nothing of these, but JSON does not allow it: a missing comma, a quote inside a name
   object_for_list  an object of a single list, where a list was asked for
   not_a_list       one name where a list was asked for
   not_a_string     a number; it is read as it is written
@@ -160,7 +160,6 @@ def _before_marker(text: str) -> str:
 
 def _loose(text: str, at: int, problems: list[str]) -> list[Any]:
     """Reads the value that opens at `at`, with an explicit stack, to its closing bracket or to the end of the text."""
-    before = len(problems)
     if text[:at].strip():
         problems.append("extra_text")
     top: list[Any] = []  # holds the value that is read
@@ -195,7 +194,7 @@ def _loose(text: str, at: int, problems: list[str]) -> list[Any]:
             if len(open_lists) == 1:
                 if text[at:].strip():
                     problems.append("extra_text")
-                if len(problems) == before:
+                if not problems:
                     problems.append("not_json")
                 return top[0]
         elif mark == ":":
