@@ -17,6 +17,8 @@ _MARKERS = ("-DOCSTART-", "###MEDLINE:")
 def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns the (tokens, tags) of every sentence; document markers are dropped and counted.
 
+    After a marker the group is what it names (`###MEDLINE:95369245`), or the number of the document from 1.
+
     Tags must be the task's. A file of typed tags (`B-Disease`) also serves a task without types as long as it has one
     type, which is then left out.
 
@@ -27,10 +29,12 @@ def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     assert isinstance(task, NerTask)
     found = NativeFile()
     only_type: str | None = None
+    group = ""
     for sentence in _sentences(path):
         number, first, _ = sentence[0]
         if len(sentence) == 1 and first.startswith(_MARKERS):
             found.dropped["document marker"] += 1
+            group = first.partition(":")[2] or str(found.dropped["document marker"])
             continue
         tags: list[str] = []
         for number, token, tag in sentence:
@@ -56,7 +60,7 @@ def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                     f"it may only follow {tag.replace('I', 'B', 1)} or {tag}."
                 )
             tags.append(tag)
-        found.records.append(Record((tuple(token for _, token, _ in sentence), tuple(tags))))
+        found.records.append(Record((tuple(token for _, token, _ in sentence), tuple(tags)), group=group))
     return not_empty(found, path, "sentences of token<TAB>tag lines")
 
 

@@ -34,7 +34,8 @@ def read_relation_tsv(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
 def read_nli_jsonl(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns (sentence1, sentence2, label) of every JSON line; labels in any case, `-` (no consensus) dropped.
 
-    Line feeds inside a sentence become spaces: they would break the two labelled lines of the input.
+    The id is the `pairID`, where there is one. Line feeds inside a sentence become spaces: they would break the two
+    labelled lines of the input.
 
     Raises:
       UserError: with file and line: not a JSON object, a key missing or not a string, unknown label; with the file:
@@ -57,7 +58,8 @@ def read_nli_jsonl(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
             found.dropped["gold_label is '-': no consensus"] += 1
             continue
         sentences = (" ".join(premise.split("\n")), " ".join(hypothesis.split("\n")))
-        found.records.append(Record((*sentences, _label(label, task, where))))
+        id = record.get("pairID")
+        found.records.append(Record((*sentences, _label(label, task, where)), id=id if isinstance(id, str) else ""))
     return not_empty(found, path, f"JSON lines with {', '.join(_NLI_KEYS)}")
 
 

@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
-from medtune_jax.data_prep import conll, labelled
+from medtune_jax.data_prep import (
+    bioasq,
+    choice,
+    clinical_ie,
+    conll,
+    dialogues,
+    gad,
+    hoc,
+    i2b2_2010,
+    i2b2_2012,
+    instructions,
+    labelled,
+    pubmedqa,
+    table,
+)
 from medtune_jax.data_prep.native import Reader
 
 READERS: dict[str, Reader] = {
     **conll.READERS,
     **labelled.READERS,
+    **gad.READERS,
+    **hoc.READERS,
+    **i2b2_2010.READERS,
+    **i2b2_2012.READERS,
+    **choice.READERS,
+    **pubmedqa.READERS,
+    **bioasq.READERS,
+    **clinical_ie.READERS,
+    **instructions.READERS,
+    **dialogues.READERS,
+    **table.READERS,
 }

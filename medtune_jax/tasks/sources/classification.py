@@ -2,6 +2,125 @@
 
 from __future__ import annotations
 
-from medtune_jax.tasks.source import Source
+from medtune_jax.tasks.classification import LabelTask, NliTask
+from medtune_jax.tasks.labels import LabelsTask
+from medtune_jax.tasks.source import UNSTATED, Layout, Published, Source
 
-SOURCES: tuple[Source, ...] = ()
+NEGATIVE = "No Relations"  # as Llama2-MedTuned writes it
+_TSV = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
+_BLUE = "BLUE benchmark, README of https://github.com/ncbi-nlp/BLUE_Benchmark"
+_MEDTUNED = "arXiv 2401.00579, Table 3"
+_HALLMARKS = (
+    "Sustaining proliferative signaling (PS)",
+    "Evading growth suppressors (GS)",
+    "Resisting cell death (CD)",
+    "Enabling replicative immortality (RI)",
+    "Inducing angiogenesis (A)",
+    "Activating invasion & metastasis (IM)",
+    "Genome instability & mutation (GI)",
+    "Tumor-promoting inflammation (TPI)",
+    "Deregulating cellular energetics (CE)",
+    "Avoiding immune destruction (ID)",
+)
+_HOC = (
+    "https://www.cl.cam.ac.uk/~sb895/HoC.html (or https://github.com/sb895/Hallmarks-of-Cancer), split by document "
+    "as bigbio/hallmarks_of_cancer does and written as train.tsv, dev.tsv and test.tsv with the header "
+    "document_id<TAB>text<TAB>labels, labels joined by |, into the folder hoc"
+)
+
+SOURCES = (
+    Source(
+        name="i2b2-2010",
+        task=LabelTask(
+            "relation", ("PIP", "TeCP", "TeRP", "TrAP", "TrCP", "TrIP", "TrNAP", "TrWP", NEGATIVE), negative=NEGATIVE
+        ),
+        licence="n2c2 Data Use and Confidentiality Agreement",
+        credentialed=True,
+        description="Relations between problems, tests and treatments in clinical records (Uzuner et al. 2011), a row "
+        "per pair of concepts of a line.",
+        where="sign the agreement and download the 2010 relation data from the DBMI Data Portal "
+        "(https://portal.dbmi.hms.harvard.edu/projects/n2c2-nlp/); unpack concept_assertion_relation_training_data, "
+        "reference_standard_for_test_data and test_data into the folder i2b2-2010, or put there train.tsv, dev.tsv and "
+        "test.tsv as BLUE's preprocessing (https://github.com/ncbi-nlp/BLUE_Benchmark) writes them",
+        layouts=(
+            Layout("i2b2_2010_blue", _TSV),
+            Layout(
+                "i2b2_2010_folders",
+                {"train": "concept_assertion_relation_training_data", "test": "reference_standard_for_test_data"},
+            ),
+        ),
+        expected={"train": {"rows": 22256}, "test": {"rows": 43000}},
+        published=(
+            Published("BlueBERT-base (P+M)", "f1_positive", 0.764, "test", 43000, f"{_BLUE}; 6,293 relations in test"),
+        ),
+        aliases=("i2b2_2010", "i2b2-2010-re"),
+    ),
+    Source(
+        name="GAD",
+        task=LabelTask("relation", ("Positive", "Negative"), negative="Negative"),
+        licence="CC-BY-4.0",
+        credentialed=False,
+        description="Gene-disease associations of the Genetic Association Database (Bravo et al. 2015), fold 1 of the "
+        "ten of BioBERT.",
+        where="the relation extraction download of BioBERT (https://github.com/dmis-lab/biobert), REdata/GAD/1: "
+        "train.tsv (sentence<TAB>label), dev.tsv (empty) and test.tsv (index, sentence, label) into the folder GAD",
+        layouts=(Layout("gad_tsv", _TSV),),
+        expected={"train": {"rows": 4796}, "test": {"rows": 534}},
+    ),
+    Source(
+        name="MedNLI",
+        task=NliTask(),
+        licence="PhysioNet Credentialed Health Data License 1.5.0",
+        credentialed=True,
+        description="Inference between sentences on patients' past medical history (Romanov and Shivade 2018).",
+        where="complete the training and sign the data use agreement at PhysioNet, then download "
+        "https://physionet.org/content/mednli/1.0.0/: mli_train_v1.jsonl, mli_dev_v1.jsonl and mli_test_v1.jsonl into "
+        "the folder MedNLI",
+        layouts=(
+            Layout(
+                "nli_jsonl",
+                {"train": "mli_train_v1.jsonl", "validation": "mli_dev_v1.jsonl", "test": "mli_test_v1.jsonl"},
+            ),
+        ),
+        category="other",  # our assumption: where BioInstruct counts it was not found
+        expected={"train": {"rows": 11232}, "validation": {"rows": 1395}, "test": {"rows": 1422}},
+        published=(
+            Published("BlueBERT-base (P+M)", "accuracy", 0.840, "test", 1422, _BLUE),
+            Published("BioClinicalBERT", "accuracy", 0.8241, UNSTATED, 0, f"{_MEDTUNED}; its rows are not stated"),
+            Published("Llama2", "accuracy", 0.3720, UNSTATED, 0, f"{_MEDTUNED}; size, shots and rows are not stated"),
+            Published(
+                "Llama2-MedTuned-13b",
+                "accuracy",
+                0.8946,
+                "validation",
+                1395,
+                f"{_MEDTUNED}; that it is the development set follows from the authors' evaluation rows and from the "
+                "figure, which 1,422 rows cannot give",
+            ),
+        ),
+        aliases=("med_nli", "mednli"),
+    ),
+    Source(
+        name="hoc",
+        task=LabelsTask(_HALLMARKS),
+        licence="GPL-3.0-only",
+        credentialed=False,
+        description="Sentences of PubMed abstracts labelled with the hallmarks of cancer (Baker et al. 2016).",
+        where=_HOC,
+        layouts=(Layout("hoc_tsv", _TSV),),
+        category="other",
+        expected={"train": {"rows": 12119}, "validation": {"rows": 1798}, "test": {"rows": 3547}},
+    ),
+    Source(
+        name="hoc-document",
+        task=LabelsTask(_HALLMARKS),
+        licence="GPL-3.0-only",
+        credentialed=False,
+        description="Hallmarks of cancer of whole PubMed abstracts: the sentences of `hoc` joined per document.",
+        where=_HOC,
+        folder="hoc",
+        layouts=(Layout("hoc_documents", _TSV),),
+        category="other",
+        expected={"train": {"rows": 1295}, "validation": {"rows": 186}, "test": {"rows": 371}},
+    ),
+)

@@ -10,6 +10,7 @@ _MTL = (
     "(data/{}); BioBERT's NER download holds the same sentences"
 )
 _CONLL = (Layout("conll", {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}),)
+_CLINICAL = "arXiv 2401.00579, Table 3; its rows are not stated"
 _BIOBERT = "arXiv 2401.00579, Table 2; its rows are not stated"
 _MEDTUNED = (
     "arXiv 2401.00579, Table 2; the authors' evaluation rows are the development set, and their scorer keeps one tag "
@@ -23,6 +24,12 @@ def _table_2(biobert: float, b7: float, b13: float, split: str, n: int) -> tuple
         Published("Llama2-MedTuned-7b", "f1", b7, split, n, _MEDTUNED),
         Published("Llama2-MedTuned-13b", "f1", b13, split, n, _MEDTUNED),
     )
+
+
+def _counts(*splits: tuple[int, int]) -> dict[str, dict[str, int]]:
+    """Returns `expected` of (rows, mentions) of train, validation and test."""
+    names = ("train", "validation", "test")
+    return {name: {"rows": rows, "mentions": mentions} for name, (rows, mentions) in zip(names, splits, strict=True)}
 
 
 SOURCES = (
@@ -39,13 +46,14 @@ SOURCES = (
             "07a7c29157d2f231c5e0aa0e46df8d85bb8382d77241626080dc8a4d663c0f47": "validation",
             "39ad758a14ab504022b0c6aee39b10c25cb6e4284089d4f9572a086e5edfdff6": "test",
         },
+        expected=_counts((5424, 5134), (923, 787), (940, 960)),
         published=_table_2(0.8862, 0.8718, 0.8569, "validation", 923),
         aliases=("ncbi", "ncbi_disease", "NCBI-disease-IOB"),
     ),
     Source(
         name="BC5CDR-disease",
         task=NerTask(),
-        licence="Public-Domain-Mark-1.0",
+        licence="CC-PDM-1.0",
         credentialed=False,
         description="Disease mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
         where=_MTL.format("BC5CDR-disease-IOB"),
@@ -55,13 +63,14 @@ SOURCES = (
             "2864d095f006e5227ceafc73be65ec28de8762df892f796d8a531f6daadef279": "validation",
             "8417b91454a61f7a3515a030c64af7537eb8b5ffe28f5b9db16d9b88f517d340": "test",
         },
+        expected=_counts((4560, 4182), (4581, 4246), (4797, 4424)),
         published=_table_2(0.8667, 0.8392, 0.8546, "validation", 4581),
         aliases=("bc5cdr_disease", "BC5CDR-disease-IOB"),
     ),
     Source(
         name="BC5CDR-chem",
         task=NerTask(),
-        licence="Public-Domain-Mark-1.0",
+        licence="CC-PDM-1.0",
         credentialed=False,
         description="Chemical mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
         where=_MTL.format("BC5CDR-chem-IOB"),
@@ -71,6 +80,7 @@ SOURCES = (
             "ff85e5cc19f69e67d50099e6a80dedd41beeab203965ec2a8704b9fa9723f392": "validation",
             "62f0d47efbfebb1e53412cca279a4d7885c6daab6d326da537300e1cc3275b16": "test",
         },
+        expected=_counts((4560, 5203), (4581, 5347), (4797, 5385)),
         published=_table_2(0.9473, 0.9388, 0.9451, "validation", 4581),
         aliases=("bc5cdr_chem", "BC5CDR-chemical", "BC5CDR-chem-IOB"),
     ),
@@ -88,6 +98,7 @@ SOURCES = (
             "e9142ca5052554c6ac8b5e2ee7ae2a528e829b5833630459081c26ca141d021e": "validation",
             "5fd626b854b20948d6081a1723480be84bf121de4f502a8e8abfdbcb5cccb48f": "test",
         },
+        expected=_counts((14690, 32178), (3856, 8575), (3856, 6241)),
         published=_table_2(0.8033, 0.8230, 0.8131, "validation", 3856),
         aliases=("jnlpba",),
     ),
@@ -104,7 +115,46 @@ SOURCES = (
             "72be9d5f171aa169137722d9c48ca66ed32160af018882c1ddcbe530a62e1a3f": "validation",
             "ea7910bb98b9083c17217d473f235c64ed795dc984868d4b8e60f78f94403b5b": "test",
         },
+        expected=_counts((12574, 15197), (2519, 3061), (5038, 6325)),
         published=_table_2(0.8762, 0.7646, 0.7912, "validation", 2519),
         aliases=("bc2gm", "BC2GM-IOB"),
+    ),
+    Source(
+        name="JNLPBA-5types",
+        task=NerTask(("protein", "DNA", "RNA", "cell_line", "cell_type")),
+        licence="CC-BY-3.0",
+        credentialed=False,
+        description="Molecular biology terms of GENIA abstracts in the five types of the shared task, 8,662 in test "
+        "(Collier and Kim 2004).",
+        where=_MTL.format("JNLPBA").split(";")[0] + ", into the folder JNLPBA-5types",
+        layouts=_CONLL,
+        expected={"test": {"rows": 3856, "mentions": 8662}},
+        aliases=("jnlpba_5types",),
+    ),
+    Source(
+        name="i2b2-2012",
+        task=NerTask(("OCCURRENCE", "PROBLEM", "TEST", "TREATMENT", "EVIDENTIAL", "CLINICAL_DEPT")),
+        licence="n2c2 Data Use and Confidentiality Agreement",
+        credentialed=True,
+        description="Events in discharge summaries (Sun, Rumshisky and Uzuner 2013), their spans and types.",
+        where="sign the agreement and download the 2012 temporal relations data from the DBMI Data Portal "
+        "(https://portal.dbmi.hms.harvard.edu/projects/n2c2-nlp/); unpack "
+        "2012-07-15.original-annotation.release.tar.gz and 2012-08-23.test-data.groundtruth.tar.gz (ground_truth) into "
+        "the folder i2b2-2012, or put there train.tsv, devel.tsv and test.tsv of token<TAB>tag lines such as "
+        "fever<TAB>B-PROBLEM",
+        layouts=(
+            *_CONLL,
+            Layout(
+                "i2b2_2012_xml",
+                {"train": "2012-07-15.original-annotation.release", "test": "ground_truth/merged_xml"},
+            ),
+        ),
+        # Rows of the token form that the Llama2-MedTuned authors used; they hold out part of train, the XML has all.
+        expected={"train": {"rows": 6755}, "test": {"rows": 5664}},
+        published=(
+            Published("BioClinicalBERT", "f1", 0.8298, UNSTATED, 0, _CLINICAL),
+            Published("Llama2-MedTuned-13b", "f1", 0.8064, UNSTATED, 0, _CLINICAL),
+        ),
+        aliases=("i2b2_2012",),
     ),
 )

@@ -1,0 +1,83 @@
+"""TSV files of BLUE and its kin: the header `index sentence label`, or `sentence<TAB>label` without a header."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from medtune_jax.data_prep.native import numbered_lines
+from medtune_jax.errors import UserError, did_you_mean
+
+_HEADERS = (("index", "sentence", "label"), ("sentence", "label"))
+# A field as csv writes it in quotes (it may then hold tabs), or plain text up to the next tab.
+_FIELD = re.compile(r'"((?:[^"]|"")*)"(?=\t|$)|([^\t]*)')
+
+
+@dataclass(frozen=True)
+class Line:
+    """One example: its place (file:line), index ("" where there is none), sentence and label as they stand there."""
+
+    where: str
+    index: str
+    sentence: str
+    label: str
+
+
+def read_lines(path: Path) -> Iterator[Line]:
+    """Yields the examples of a file of two columns (sentence, label) or three (index, sentence, label).
+
+    BLUE writes with Python's csv, which puts a field with a quotation mark in quotes and doubles the mark; BioBERT's
+    files are plain. A field is unquoted only where the whole of it is quoted in csv's way.
+
+    Raises:
+      UserError: with file and line: other columns than in the lines before, or an empty sentence or label; with the
+        file: not UTF-8.
+    """
+    columns = 0
+    for number, line in numbered_lines(path):
+        if not line:
+            continue
+        fields = fields_of(line)
+        if not columns:
+            columns = len(fields)
+            if tuple(field.strip().casefold() for field in fields) in _HEADERS:
+                continue
+        where = f"{path}:{number}"
+        if columns not in (2, 3) or len(fields) != columns:
+            expected = {2: "sentence<TAB>label"}.get(columns, "index<TAB>sentence<TAB>label")
+            raise UserError(f"{where}: {expected} is expected, found {len(fields)} column(s).")
+        index, sentence, label = fields if columns == 3 else ("", *fields)
+        if not sentence.strip() or not label.strip():
+            raise UserError(f"{where}: the {'label' if sentence.strip() else 'sentence'} is empty.")
+        yield Line(where, index, sentence, label.strip())
+
+
+def label_of(line: Line, labels: dict[str, str]) -> str:
+    """Returns what a line's label (in any case) stands for.
+
+    Args:
+      labels: label in the file, lower case -> label of the task.
+
+    Raises:
+      UserError: with file and line: it is none of them.
+    """
+    label = labels.get(line.label.casefold())
+    if label is None:
+        raise UserError(f"{line.where}: unknown label '{line.label}'.{did_you_mean(line.label, labels)}")
+    return label
+
+
+def fields_of(line: str) -> list[str]:
+    """Returns the fields of a line; one is unquoted only where the whole of it is quoted in csv's way."""
+    fields = []
+    at = 0
+    while True:
+        match = _FIELD.match(line, at)
+        assert match is not None  # the plain alternative matches anything
+        quoted, plain = match.groups()
+        fields.append(plain if quoted is None else quoted.replace('""', '"'))
+        if match.end() == len(line):
+            return fields
+        at = match.end() + 1
