@@ -2,6 +2,136 @@
 
 from __future__ import annotations
 
-from medtune_jax.tasks.source import Source
+from medtune_jax.tasks.classification import LabelTask
+from medtune_jax.tasks.extract import ExtractTask
+from medtune_jax.tasks.source import Layout, Source
 
-SOURCES: tuple[Source, ...] = ()
+_PUBMEDQA_SPLITS = (
+    "Test: the official 500 PMIDs; train and validation: fold 0 of the other 500, drawn as the official script does "
+    "(that it gives the test PMIDs, in order, is checked at reading)."
+)
+_PUBMEDQA_WHERE = (
+    "ori_pqal.json and test_ground_truth.json from https://github.com/pubmedqa/pubmedqa (folder data, licence MIT), "
+    "into {raw_dir}/PubMedQA"
+)
+_PUBMEDQA_EXPECTED = {"train": {"rows": 450}, "validation": {"rows": 50}, "test": {"rows": 500}}
+_BIOASQ_NOTE = (
+    "Golden questions of a year's test batches stand in the training files of later years: do not train on a later "
+    "year than the one scored."
+)
+_BIOASQ_WHERE = (
+    "the training file (training*b.json) into {raw_dir}/BioASQ/train and the golden files of the test batches "
+    "(*B*_golden.json) into {raw_dir}/BioASQ/test, from http://participants-area.bioasq.org/datasets (free "
+    "registration; its terms name no licence that we could read)"
+)
+_BIOASQ_FILES = {"train": "train", "test": "test"}
+_CLINICAL_IE_LICENCE = "unknown (access conditions of the hub repository)"
+_CLINICAL_IE_WHERE = (
+    "the splits validation and test of https://huggingface.co/datasets/mitclinicalml/clinical-ie, configuration {name} "
+    "(its conditions must be accepted), each saved with to_csv, into {{raw_dir}}/{name}/validation.csv and test.csv"
+)
+_CLINICAL_IE_FILES = {"validation": "validation.csv", "test": "test.csv"}
+
+
+def _pubmedqa(format: str) -> tuple[Layout, ...]:
+    files = dict.fromkeys(("train", "validation", "test"), "ori_pqal.json")
+    return (Layout(format, files, also=("test_ground_truth.json",)),)
+
+
+SOURCES: tuple[Source, ...] = (
+    Source(
+        name="PubMedQA",
+        task=LabelTask("label", ("yes", "no", "maybe")),
+        licence="MIT",
+        credentialed=False,
+        description="Research questions answered yes, no or maybe from an abstract without its conclusion (Jin et al. "
+        f"2019). The input is lm-evaluation-harness's, without section labels. {_PUBMEDQA_SPLITS}",
+        where=_PUBMEDQA_WHERE,
+        category="QA",
+        layouts=_pubmedqa("pubmedqa"),
+        splits={
+            "0580c48fb4bfdcb593f49e78c54014e6597ca3e717ab856e505bf72c89b403ff": "train",
+            "2c6770e34f57337c46ad579a2311ddcc59b8d24008c9a8a7ba1326db7137c04f": "validation",
+            "b5a7a95e0950f2c39b710ba50973c7f80ef3c695891698a6685523b93ef0c3b0": "test",
+        },
+        expected=_PUBMEDQA_EXPECTED,
+        aliases=("pubmedqa", "pubmed_qa", "PQA-L"),
+    ),
+    Source(
+        name="PubMedQA-no-context",
+        task=LabelTask("label", ("yes", "no", "maybe")),
+        licence="MIT",
+        credentialed=False,
+        description=f"The questions of PubMedQA without the abstract. {_PUBMEDQA_SPLITS}",
+        where=_PUBMEDQA_WHERE,
+        folder="PubMedQA",
+        category="QA",
+        layouts=_pubmedqa("pubmedqa_question"),
+        splits={
+            "5ce5eea7f6d621dd54e27cff1c57889aaee16f7b88a569844a7ebb2064e59db2": "train",
+            "c6dd25da88b6cdc0849b8fa5fd30bafdc5a2d2e2ecc63aa9c3559cf375b97ad6": "validation",
+            "7831abece0973aa0f66d3cce7861b0622a3f5e43130e7046235e792f47d7c368": "test",
+        },
+        expected=_PUBMEDQA_EXPECTED,
+    ),
+    Source(
+        name="BioASQ-yesno",
+        task=LabelTask("label", ("yes", "no")),
+        licence="unknown",
+        credentialed=False,
+        description="Yes/no questions of BioASQ task b with the snippets experts chose (Tsatsaronis et al. 2015). "
+        f"{_BIOASQ_NOTE}",
+        where=_BIOASQ_WHERE,
+        folder="BioASQ",
+        category="QA",
+        layouts=(Layout("bioasq_yesno", _BIOASQ_FILES),),
+    ),
+    Source(
+        name="BioASQ-factoid",
+        task=ExtractTask(ranked=True),
+        licence="unknown",
+        credentialed=False,
+        description="Factoid questions of BioASQ task b with the snippets experts chose; five ranked candidates. "
+        f"{_BIOASQ_NOTE}",
+        where=_BIOASQ_WHERE,
+        folder="BioASQ",
+        category="QA",
+        layouts=(Layout("bioasq_factoid", _BIOASQ_FILES),),
+    ),
+    Source(
+        name="BioASQ-list",
+        task=ExtractTask(metric="mean_f1"),
+        licence="unknown",
+        credentialed=False,
+        description=f"List questions of BioASQ task b with the snippets experts chose. {_BIOASQ_NOTE}",
+        where=_BIOASQ_WHERE,
+        folder="BioASQ",
+        category="QA",
+        layouts=(Layout("bioasq_list", _BIOASQ_FILES),),
+    ),
+    Source(
+        name="medication_status",
+        task=ExtractTask(fields=("active", "discontinued", "neither")),
+        licence=_CLINICAL_IE_LICENCE,
+        credentialed=True,  # de-identified patient notes under conditions of access: treated as gated text (OUR choice)
+        description="Medications of clinical snippets (CASI) by status (Agrawal et al. 2022). Column names as used in "
+        "public code on the set: snippet, {active,discontinued,neither}_medications.",
+        where=_CLINICAL_IE_WHERE.format(name="medication_status"),
+        category="IE",
+        layouts=(Layout("medication_status", _CLINICAL_IE_FILES),),
+        aliases=("medication-status",),
+    ),
+    Source(
+        name="coreference",
+        task=ExtractTask(single=True),
+        licence=_CLINICAL_IE_LICENCE,
+        credentialed=True,
+        description="Pronouns of clinical snippets (CASI) and their antecedents (Agrawal et al. 2022). The columns "
+        "snippet, pronoun, antecedent are OUR assumption: the files could not be seen, their card says that each "
+        "example has a pronoun and its antecedent or antecedents; rename the columns where they are called otherwise.",
+        where=_CLINICAL_IE_WHERE.format(name="coreference"),
+        category="IE",
+        layouts=(Layout("coreference", _CLINICAL_IE_FILES),),
+        expected={"validation": {"rows": 5}, "test": {"rows": 100}},
+    ),
+)
