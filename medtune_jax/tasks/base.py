@@ -96,6 +96,17 @@ class Allowed:
         return ends if at == len(output) else None
 
 
+def leading_metric(asked: str | None, names: Sequence[str]) -> str:
+    """Returns the metric that leads: the one asked for, else the first of a task's names.
+
+    Raises:
+      ValueError: the task has no such metric.
+    """
+    if asked is not None and asked not in names:
+        raise ValueError(f"metric {asked!r} is none of {', '.join(names)}")
+    return asked or names[0]
+
+
 @dataclass(frozen=True)
 class RowError:
     """One scored mistake of one row, as errors.jsonl holds it.
@@ -146,8 +157,12 @@ class Task(Protocol):
         cannot give back all of `a`."""
         return self.parse(output, input)
 
-    def merge(self, annotations: Sequence[Any]) -> Any | None:
-        """Returns the annotation of a document from those of its parts, or None where documents are not scored."""
+    def merge(self, annotations: Sequence[Any | None]) -> Any | None:
+        """Returns the annotation of a document from those of its parts, in their order.
+
+        A None in `annotations` is an unparsable part. Returns None for an unparsable document, and always where
+        documents of this task are not scored.
+        """
         return None
 
     def statistics(self, gold: Any, parsed: Parsed, input: str) -> dict[str, float]:
