@@ -13,7 +13,7 @@ SOURCES: tuple[Source, ...] = (
         task=TextTask(),
         licence="Apache-2.0 (of the repository that offers it; academic research only, by its README)",
         credentialed=False,
-        description="Questions of patients and the answers of physicians from HealthCareMagic.com (Li et al. 2023), or, "
+        description="Questions of patients and the answers of physicians from HealthCareMagic.com (Li et al. 2023); "
         "where only chatdoctor5k.json is there, the 5,452 consultations that ChatGPT wrote for the same project. The "
         "file repeats one instruction, which wordings replace.",
         where=f"HealthCareMagic-100k.json, linked from the README of {_CHATDOCTOR}, into {{raw_dir}}/chatdoctor; or "
@@ -62,9 +62,9 @@ SOURCES: tuple[Source, ...] = (
         task=TextTask(),
         licence="CC-BY-4.0",
         credentialed=False,
-        description="Conversations of doctor and patient to the text of a note section, whose code (GENHX, ROS, ..) the "
-        "input states (MTS-Dialog, Ben Abacha et al. 2023). test: MEDIQA-Chat 2023 task A; test2: MEDIQA-Sum 2023. That "
-        "BioInstruct's Conv2note is this set is inferred from its authors' code, not stated.",
+        description="Conversations of doctor and patient to the text of a note section, whose code (GENHX, ROS, ..) "
+        "the input states (MTS-Dialog, Ben Abacha et al. 2023). test: MEDIQA-Chat 2023 task A; test2: MEDIQA-Sum 2023. "
+        "That BioInstruct's Conv2note is this set is inferred from its authors' code, not stated.",
         where="the four MTS-Dialog-*.csv of https://github.com/abachaa/MTS-Dialog (folder Main-Dataset), into "
         "{raw_dir}/Conv2note",
         category="GEN",
