@@ -16,9 +16,12 @@ from typing import Any
 from medtune_jax.errors import UserError
 from medtune_jax.evaluate import bootstrap, html, report
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
+from medtune_jax.evaluate.protocols import scorer_of
 from medtune_jax.evaluate.report import Line
 from medtune_jax.evaluate.score import known_source
 from medtune_jax.evaluate.table import Table, read_tables
+from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.definition import register_definitions
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Run:
     path: Path
     document: dict[str, Any]
     tables: dict[str, Table]
+    documents: dict[str, Table]
 
 
 def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES, seed: int = 0) -> dict[str, Any]:
@@ -36,8 +40,9 @@ def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES
 
     Returns:
       {"protocol", "bootstrap", "runs": [{name, path, model}], "sources": {name: {task, metric, split, gold_sha256, n,
-      groups, metrics: {metric: [{value, ci95} per run, from the second on with difference, difference_ci95 and p]}}},
-      "not_in_all": {source: [run names]}}.
+      groups, metrics: {metric: [{value, ci95} per run, from the second on with difference, difference_ci95 and p]},
+      documents: {n, metrics} where all runs have them, else null, crashes: {run name: how its script stopped} under a
+      legacy protocol}}, "not_in_all": {source: [run names]}}. A metric that not all runs have is left out.
 
     Raises:
       UserError: fewer than two paths, a file that is missing or not scores, unequal gold, protocols or groups, a
@@ -140,13 +145,21 @@ _HEAD = ("metric", "run", "value", "difference", "p")
 def _about(entry: Mapping[str, Any]) -> str:
     unit = f"{entry['groups']:,} groups" if entry["groups"] else "rows"
     split = f", the official {entry['split']} split" if entry["split"] else ""
-    return f"{entry['n']:,} rows{split}; resampled by {unit}; gold {entry['gold_sha256'][:12]}."
+    documents = f", {entry['documents']['n']:,} documents" if entry["documents"] else ""
+    crashes = "".join(f" {run}: the authors' script stops here ({how})." for run, how in entry["crashes"].items())
+    text = f"{entry['n']:,} rows{documents}{split}; resampled by {unit}; gold {entry['gold_sha256'][:12]}."
+    return text + crashes
 
 
 def _rows(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]:
     rows = []
-    for metric in report.metric_names(entry):
-        for index, (run, figures) in enumerate(zip(comparison["runs"], entry["metrics"][metric], strict=True)):
+    compared = [(metric, entry["metrics"][metric]) for metric in report.metric_names(entry)]
+    if entry["documents"]:
+        documents = {"metric": entry["metric"], **entry["documents"]}
+        names = report.metric_names(documents)
+        compared += [(f"document_{metric}", documents["metrics"][metric]) for metric in names]
+    for metric, of_runs in compared:
+        for index, (run, figures) in enumerate(zip(comparison["runs"], of_runs, strict=True)):
             difference = p = ""
             if index:
                 low, high = figures["difference_ci95"]
@@ -170,30 +183,57 @@ def _compare_source(name: str, runs: Sequence[Run], resamples: int, seed: int) -
                 f"({entries[0]['n']} rows), {run.path} has {entry['gold_sha256']} ({entry['n']} rows). "
                 "Score both on the same rows in the same order."
             )
-    source = known_source(name)
+    task = scorer_of(known_source(name), runs[0].document["protocol"])
+    if task is None:
+        raise UserError(f"{name}: protocol {runs[0].document['protocol']} no longer scores it. Score again.")
     groups = _shared_groups(name, runs)
-    values: dict[str, list[dict[str, Any]]] = {}
-    drawn_first: Mapping[str, Any] = {}
-    for index, (run, entry) in enumerate(zip(runs, entries, strict=True)):
-        table = replace(run.tables[name], groups=groups)
-        metrics = _recomputed(table, entry, run, name)
-        drawn = table.resampled(source.task, seed, resamples)
-        if not index:
-            drawn_first = drawn
-        for metric, value in metrics.items():
-            figures: dict[str, Any] = {"value": value, "ci95": list(bootstrap.interval(drawn[metric]))}
-            if index:
-                differences = drawn[metric] - drawn_first[metric]
-                figures["difference"] = value - values[metric][0]["value"]
-                figures["difference_ci95"] = list(bootstrap.interval(differences))
-                figures["p"] = bootstrap.two_sided_p(differences)
-            values.setdefault(metric, []).append(figures)
+    tables = [replace(run.tables[name], groups=groups) for run in runs]
+    for run, table, entry in zip(runs, tables, entries, strict=True):
+        _check(table, task, entry, f"{run.path}: rows.parquet beside it does not give its figures for {name}.")
     first = entries[0]
+    crashes = {
+        run.name: entry["legacy"]["crash"] for run, entry in zip(runs, entries, strict=True) if "legacy" in entry
+    }
     return {
         **{key: first[key] for key in ("task", "metric", "split", "gold_sha256", "n")},
         "groups": len(set(groups) - {""}) or None,
-        "metrics": values,
+        "metrics": _side_by_side(tables, task, resamples, seed),
+        "documents": _compare_documents(name, runs, entries, task, resamples, seed),
+        "crashes": {run: crash for run, crash in crashes.items() if crash},
     }
+
+
+def _compare_documents(
+    name: str, runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], task: Task, resamples: int, seed: int
+) -> dict[str, Any] | None:
+    """Returns {"n", "metrics"} where all runs have the same documents, else None."""
+    tables = [run.documents[name] for run in runs if name in run.documents]
+    if len(tables) < len(runs) or any(table.rows != tables[0].rows for table in tables):
+        return None
+    for run, table, entry in zip(runs, tables, entries, strict=True):
+        said = f"{run.path}: rows.parquet beside it does not give its figures for the documents of {name}."
+        _check(table, task, entry["documents"], said)
+    return {"n": len(tables[0].rows), "metrics": _side_by_side(tables, task, resamples, seed)}
+
+
+def _side_by_side(tables: Sequence[Table], task: Task, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:
+    """Returns metric -> figures of each run, differences from the first; only metrics that all runs have."""
+    values = [table.metrics(task) for table in tables]
+    drawn = [table.resampled(task, seed, resamples) for table in tables]
+    compared: dict[str, list[dict[str, Any]]] = {}
+    for metric in values[0]:
+        if not all(metric in of for of in values):
+            continue
+        compared[metric] = [
+            {"value": of[metric], "ci95": list(bootstrap.interval(draws[metric]))}
+            for of, draws in zip(values, drawn, strict=True)
+        ]
+        for figures, draws in zip(compared[metric][1:], drawn[1:], strict=True):
+            differences = draws[metric] - drawn[0][metric]
+            figures["difference"] = figures["value"] - compared[metric][0]["value"]
+            figures["difference_ci95"] = list(bootstrap.interval(differences))
+            figures["p"] = bootstrap.two_sided_p(differences)
+    return compared
 
 
 def _shared_groups(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
@@ -207,15 +247,12 @@ def _shared_groups(name: str, runs: Sequence[Run]) -> tuple[str, ...]:
     return next(iter(known), runs[0].tables[name].groups)
 
 
-def _recomputed(table: Table, entry: Mapping[str, Any], run: Run, name: str) -> dict[str, float]:
-    metrics = table.metrics(known_source(name).task) if len(table.rows) == entry["n"] else {}
+def _check(table: Table, task: Task, entry: Mapping[str, Any], problem: str) -> None:
+    """Raises UserError where the table does not give the entry's metrics."""
+    found = table.metrics(task) if len(table.rows) == entry["n"] else {}
     stated = entry["metrics"]
-    if metrics.keys() != stated.keys() or any(not math.isclose(metrics[m], stated[m], abs_tol=1e-9) for m in metrics):
-        raise UserError(
-            f"{run.path}: rows.parquet beside it does not give its figures for {name}. "
-            "Score the predictions again with `medtune score`."
-        )
-    return metrics
+    if found.keys() != stated.keys() or any(not math.isclose(found[m], stated[m], abs_tol=1e-9) for m in found):
+        raise UserError(f"{problem} Score the predictions again with `medtune score`.")
 
 
 def _read(path: Path) -> Run:
@@ -226,12 +263,14 @@ def _read(path: Path) -> Run:
     try:
         document = json.loads(path.read_bytes())
         protocol, sources = document["protocol"], document["sources"]
+        definitions = {name: entry["definition"] for name, entry in sources.items() if "definition" in entry}
     except (ValueError, KeyError, TypeError):
         raise UserError(f"{path} is not a scores.json as `medtune score` writes it.") from None
-    tables = read_tables(path.parent / "rows.parquet")
+    register_definitions(definitions)
+    tables, documents = read_tables(path.parent / "rows.parquet")
     if tables.keys() != sources.keys():
         raise UserError(f"{path}, protocol {protocol}: rows.parquet beside it holds other sources. Score again.")
-    return Run("", path, document, tables)
+    return Run("", path, document, tables, documents)
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:

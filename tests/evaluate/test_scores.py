@@ -17,7 +17,8 @@ from medtune_jax.errors import UserError
 from medtune_jax.evaluate import score as score_module
 from medtune_jax.evaluate.score import score, score_file, training_rows, write_scores
 from medtune_jax.evaluate.table import read_tables
-from medtune_jax.tasks.registry import Published, find_source, get_source
+from medtune_jax.tasks.registry import find_source, get_source
+from medtune_jax.tasks.source import Published
 from medtune_jax.tasks.rows import Row, write_rows
 
 FEW = {"resamples": 20}
@@ -95,7 +96,7 @@ def test_entity_scores_equal_seqeval(tags):
 
 def test_a_malformed_gold_output_is_named():
     rows = perfect(NER)
-    rows[2] = replace(rows[2], output="no : O\ndisease : X")
+    rows[2] = replace(rows[2], output="no : X\ndisease : X\nhere : X")
     with pytest.raises(UserError, match="sample-disease, row 2: the gold output is not a well-formed ner answer"):
         score(rows, **FEW)
 
@@ -105,7 +106,7 @@ def test_an_unknown_source_is_listed_and_not_scored():
     document = score(perfect(NLI) + stranger, **FEW).document
     assert list(document["sources"]) == [NLI]
     assert document["not_scored"]["my-corpus"]["n"] == 4
-    with pytest.raises(UserError, match="knows none of the sources my-corpus"):
+    with pytest.raises(UserError, match="registry of sources does not know it: my-corpus"):
         score(stranger, **FEW)
 
 
@@ -176,7 +177,8 @@ def test_rows_of_a_group_are_resampled_together():
 def test_rows_parquet_gives_the_tables_back(tmp_path):
     scores = score(flawed(), **FEW)
     write_scores(tmp_path, scores)
-    read = read_tables(tmp_path / "rows.parquet")
+    read, documents = read_tables(tmp_path / "rows.parquet")
+    assert documents == {}
     assert read.keys() == scores.tables.keys()
     for name, table in scores.tables.items():
         assert (read[name].rows, read[name].status, read[name].names) == (table.rows, table.status, table.names)
