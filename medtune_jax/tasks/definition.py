@@ -15,10 +15,14 @@ from typing import Any, NoReturn
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask, NliTask
+from medtune_jax.tasks.extract import ExtractTask
+from medtune_jax.tasks.labels import LabelsTask
 from medtune_jax.tasks.ner import NerTask
 from medtune_jax.tasks.registry import register
 from medtune_jax.tasks.source import SPLITS, UNSTATED, Layout, Published, Source
+from medtune_jax.tasks.text import TextTask
 
 TABLE = "table"  # the format whose columns the definition names
 CATEGORIES = ("QA", "IE", "GEN", "other")
@@ -248,20 +252,12 @@ def _build(kind: str, names: Sequence[str], definition: Mapping[str, Any], metri
     if kind == "nli":
         return NliTask(**leading)
     if kind == "labels":
-        from medtune_jax.tasks.labels import LabelsTask
-
         return LabelsTask(names, **leading)
     if kind == "choice":
-        from medtune_jax.tasks.choice import ChoiceTask
-
         return ChoiceTask(**leading)
     if kind == "extract":
-        from medtune_jax.tasks.extract import ExtractTask
-
         forms = {form: definition.get(form, False) for form in ("ranked", "single")}
         return ExtractTask(names, **forms, **leading)
-    from medtune_jax.tasks.text import TextTask
-
     return TextTask(**leading)
 
 
@@ -304,9 +300,8 @@ def _layout(definition: Mapping[str, Any], task: Task, fail: Fail) -> Layout:
 
 def table_columns(task: Task) -> tuple[str, ...]:
     """Returns what `columns` may name for a table of this task; a name left out is the column's own name."""
-    fields = getattr(task, "fields", ())
-    if fields:
-        return ("input", *fields, *ROW_COLUMNS)
+    if isinstance(task, ExtractTask) and task.fields:
+        return ("input", *task.fields, *ROW_COLUMNS)
     letters = OPTION_LETTERS if task.kind == "choice" else ()
     return (*_COLUMNS_OF_TASK[task.kind], *letters, *ROW_COLUMNS)
 

@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.tasks.definition import register_definitions
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.source import SPLITS as SPLITS
 
 HUB = "hf://"  # before owner/name: only what is asked for in so many words goes over the network
+MANIFEST = "manifest.json"
 _REQUIRED = ("instruction", "input", "output", "source")
 _SUFFIXES = (".parquet", ".jsonl", ".csv")
+_SHARD = re.compile(r"(?P<split>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})(-[0-9a-f]+)?")  # as the hub names them
+# Hub data sets of one source, whose rows do not say it.
+_HUB_SOURCES = {"bio-nlp-umass/bioinstruct": "bioinstruct"}
 
 
 class MissingSplit(UserError):
@@ -65,11 +70,11 @@ def write_rows(path: Path | str, rows: Sequence[Row]) -> None:
 
 
 def read_rows(path: Path | str, split: str | None = None, sources: Sequence[str] = ()) -> list[Row]:
-    """Returns the rows of a data set, in file order.
+    """Returns the rows of a data set, in file order; a user's sources that its manifest defines are registered.
 
     Args:
-      path: a folder of {split}.parquet, .jsonl or .csv; one such file (then `split` is not looked at); or
-        `hf://owner/name`, a hub data set.
+      path: a folder of {split}.parquet, .jsonl or .csv, or of the hub's shards of them (train-00000-of-00003.parquet),
+        also under `data/`; one such file (then `split` is not looked at); or `hf://owner/name`, a hub data set.
       split: train, validation, test, ...; may be None where a folder holds only one.
       sources: the sources to keep, by name or alias; all where empty.
 
@@ -77,25 +82,24 @@ def read_rows(path: Path | str, split: str | None = None, sources: Sequence[str]
       MissingSplit: the data has no such split.
       UserError: nothing there, columns missing, no rows, malformed file, a source not in the data.
     """
-    place: Path | str
     if str(path).startswith(HUB):
-        place = str(path)
-        records = _read_hub(place, split)
+        rows = _to_rows(_read_hub(str(path), split), str(path))
     else:
-        place = _file_of_split(Path(path), split) if Path(path).is_dir() else Path(path)
-        if not place.is_file():
+        places = _files_of_split(Path(path), split) if Path(path).is_dir() else [Path(path)]
+        if not places[0].is_file():
             raise UserError(
                 f"No data at {path}: give a folder with train.parquet, a .parquet/.jsonl/.csv file, or {HUB}owner/name "
                 "for a hub data set."
             )
-        records = _READERS[_suffix(place)](place)
-    rows = [_to_row(record, place, number) for number, record in enumerate(records, 1)]
+        _register_defined(places[0].parent)
+        rows = [row for place in places for row in _to_rows(_READERS[_suffix(place)](place), place)]
+        path = places[0] if len(places) == 1 else path
     if not rows:
-        raise UserError(f"{place} has no rows.")
+        raise UserError(f"{path} has no rows.")
     present = {row.source for row in rows}
     for source in sources:
         if _registered(source) not in map(_registered, present):
-            raise UserError(f"{place} has no rows of source '{source}'.{did_you_mean(source, present)}")
+            raise UserError(f"{path} has no rows of source '{source}'.{did_you_mean(source, present)}")
     return rows_of(rows, sources)
 
 
@@ -139,8 +143,8 @@ def _suffix(place: Path) -> str:
     return suffix
 
 
-def _file_of_split(folder: Path, split: str | None) -> Path:
-    found = {place.stem: place for suffix in reversed(_SUFFIXES) for place in sorted(folder.glob(f"*{suffix}"))}
+def _files_of_split(folder: Path, split: str | None) -> list[Path]:
+    found = _splits_in(folder) or _splits_in(folder / "data")
     if not found:
         raise UserError(
             f"{folder} holds no train/validation/test .parquet, .jsonl or .csv file; `medtune prepare` writes them."
@@ -151,6 +155,45 @@ def _file_of_split(folder: Path, split: str | None) -> Path:
         which = "Which split?" if split is None else f"There is no split '{split}'."
         raise MissingSplit(f"{which} {folder} holds: {', '.join(sorted(found))}.")
     return found[split]
+
+
+def _splits_in(folder: Path) -> dict[str, list[Path]]:
+    """Returns split -> its file, or all its shards in order; of several kinds of file parquet counts, then JSON lines.
+
+    Raises:
+      UserError: a shard is missing.
+    """
+    found: dict[str, list[Path]] = {}
+    for suffix in reversed(_SUFFIXES):
+        of_suffix: dict[str, list[Path]] = {}
+        for place in sorted(folder.glob(f"*{suffix}")):
+            shard = _SHARD.fullmatch(place.stem)
+            of_suffix.setdefault(shard["split"] if shard else place.stem, []).append(place)
+        found |= of_suffix
+    for split, places in found.items():
+        shards = [shard for place in places if (shard := _SHARD.fullmatch(place.stem))]
+        numbers = [int(shard["number"]) for shard in shards]
+        if shards and (numbers != list(range(int(shards[0]["count"]))) or len(shards) < len(places)):
+            raise UserError(
+                f"{folder}: split '{split}' must be {shards[0]['count']} shards, each once; found "
+                f"{', '.join(place.name for place in places)}."
+            )
+    return found
+
+
+def _register_defined(folder: Path) -> None:
+    """Registers the user's sources that the folder's manifest defines; a file without such is none of ours."""
+    place = folder / MANIFEST
+    if not place.is_file():
+        return
+    try:
+        manifest = json.loads(read_text(place))
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place}:{error.lineno}: not JSON ({error.msg}); run `medtune prepare` again.") from error
+    sources = manifest.get("sources") if isinstance(manifest, dict) else None
+    if isinstance(sources, dict):
+        defined = ((name, facts.get("definition")) for name, facts in sources.items() if isinstance(facts, dict))
+        register_definitions({name: definition for name, definition in defined if definition})
 
 
 def _read_parquet(place: Path) -> Iterator[Mapping[str, Any]]:
@@ -205,6 +248,10 @@ def _read_hub(place: str, split: str | None) -> Iterator[Mapping[str, Any]]:
         if "Unknown split" in str(error):
             raise MissingSplit(f"There is no split '{split}' in the hub data set {name}: {error}") from error
         raise UserError(f"The hub data set {name}, split '{split}', cannot be read: {error}") from error
+    source = _HUB_SOURCES.get(name.casefold())
+    if source is not None and "source" not in table.column_names:
+        _check_columns([*table.column_names, "source"], place)
+        return ({**record, "source": source} for record in table)
     _check_columns(table.column_names, place)
     return iter(table)
 
@@ -229,12 +276,20 @@ def read_text(place: Path) -> str:
 
 def _check_columns(found: Iterable[str], where: Path | str) -> None:
     missing = [name for name in _REQUIRED if name not in (found := list(found))]
+    if missing == ["source"]:
+        raise UserError(
+            f"{where} lacks the column source, the corpus of each row by its name; add it, or describe the file in a "
+            "definition of your own corpus and run `medtune prepare --source_file` on it."
+        )
     if missing:
         raise UserError(f"{where} lacks {', '.join(missing)}; it has {', '.join(map(str, found)) or 'no columns'}.")
 
 
-def _to_row(record: Mapping[str, Any], place: Path | str, number: int) -> Row:
-    return Row(**{name: _text(record.get(name), name, place, number) for name in COLUMNS})
+def _to_rows(records: Iterable[Mapping[str, Any]], place: Path | str) -> list[Row]:
+    return [
+        Row(**{name: _text(record.get(name), name, place, number) for name in COLUMNS})
+        for number, record in enumerate(records, 1)
+    ]
 
 
 def _text(value: Any, name: str, place: Path | str, number: int) -> str:
