@@ -8,7 +8,7 @@ items without fields: ("Which ..?", ((("paracetamol", "acetaminophen"), ("ibupro
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -67,7 +67,7 @@ class ExtractTask(Task):
         self.single = single
         self.metric = "mrr" if ranked else "exact_match" if single else "f1"
         if metric is not None:
-            known = list(self.metrics(Counter()))
+            known = list(self.metrics(defaultdict(lambda: np.zeros(()))))
             if metric not in known:
                 raise ValueError(f"metric {metric!r} is none of {', '.join(known)}")
             self.metric = metric
@@ -138,7 +138,7 @@ class ExtractTask(Task):
     def statistics(self, gold: Annotation, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns rows, unparsable, and the sums that the metrics of the task's form need (see the class)."""
         answered = parsed.annotation is not None
-        predicted: Items = parsed.annotation[1] if answered else ((),) * len(gold[1])
+        predicted: Items = parsed.annotation[1] if parsed.annotation is not None else ((),) * len(gold[1])
         counts: dict[str, float] = {"rows": 1, "unparsable": int(not answered)}
         if self.ranked:
             rank = self._rank(gold[1][0], predicted[0])
@@ -266,15 +266,15 @@ class ExtractTask(Task):
         answers = Counter(output for _, output in train if self.parse(output, "").annotation is not None)
         empty = json.dumps({field: [] for field in self.fields} if self.fields else [])
         tried = list(dict.fromkeys([*(answer for answer, _ in answers.most_common(_CANDIDATE_ANSWERS)), empty]))
-        golds = [(self.parse(output, "").annotation, count) for output, count in answers.items()]
 
         def score(answer: str) -> float:
             parsed = self.parse(answer, "")
-            totals: Counter[str] = Counter()
-            for gold, count in golds:
+            totals: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
+            for output, count in answers.items():
+                gold: Any = self.parse(output, "").annotation
                 for name, value in self.statistics(gold, parsed, "").items():
-                    totals[name] += value * count  # type: ignore[assignment]
-            return float(self.metrics(totals)[self.metric])  # type: ignore[arg-type]
+                    totals[name] = totals[name] + value * count
+            return float(self.metrics(totals)[self.metric])
 
         best = max(tried, key=score)
         return {"constant": lambda input: best}

@@ -37,8 +37,8 @@ def match(predicted: Sequence[str], items: Sequence[Set[str]]) -> list[int | Non
     """
     fitting: dict[str, list[int]] = {}
     for index, names in enumerate(items):
-        for name in names:
-            fitting.setdefault(name, []).append(index)
+        for known in names:
+            fitting.setdefault(known, []).append(index)
     holder: list[int | None] = [None] * len(items)
     item_of: dict[int, int] = {}
     for start in range(len(predicted)):

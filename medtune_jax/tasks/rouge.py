@@ -18,13 +18,14 @@ _CACHED_STEMS = 2**16
 
 def rouge_f1(gold: str, answer: str) -> dict[str, float]:
     """Returns the F1 of each of NAMES. Sentences of rougeLsum are lines, as rouge-score expects them."""
-    scorer, tokenize = _library()
-    scores = {name: float(score.fmeasure) for name, score in scorer.score(gold, answer).items()}
-    golds, answers = ([tokenize(line) for line in text.split("\n")] for text in (gold, answer))
-    gold_words, answer_words = (sum(lines, []) for lines in (golds, answers))
+    tokenizer, scorer = _library()
+    golds, answers = ([tokenizer.tokenize(line) for line in text.split("\n")] for text in (gold, answer))
+    gold_words, answer_words = ([word for line in lines for word in line] for lines in (golds, answers))
+    scores = {name: float(score.fmeasure) for name, score in scorer.score(gold_words, answer_words).items()}
     in_all = len(gold_words), len(answer_words)
     scores["rougeL"] = _f1(len(common_subsequence(gold_words, answer_words)), *in_all)
-    scores["rougeLsum"] = _f1(_union_hits(golds, answers), *in_all)
+    of_one_line = len(golds) == len(answers) == 1
+    scores["rougeLsum"] = scores["rougeL"] if of_one_line else _f1(_union_hits(golds, answers), *in_all)
     return scores
 
 
@@ -83,16 +84,21 @@ def _f1(common: int, gold: int, answer: int) -> float:
     return 2 * precision * recall / (precision + recall)
 
 
+class _Words:
+    """A tokenizer, in rouge-score's sense, of texts that are tokenized already."""
+
+    def tokenize(self, words: list[str]) -> list[str]:
+        return words
+
+
 @cache
 def _library() -> tuple[Any, Any]:
-    """Returns rouge-score's scorer of n-grams and its tokenizer, with a stemmer that remembers what it has stemmed."""
-    # Imported when first needed: nltk takes seconds.
-    from nltk.stem.porter import PorterStemmer
+    """Returns rouge-score's tokenizer, with a stemmer that remembers what it has stemmed, and its scorer of n-grams."""
+    # Imported when first needed: nltk, which it uses, takes seconds.
     from rouge_score.rouge_scorer import RougeScorer
     from rouge_score.tokenizers import DefaultTokenizer
 
     tokenizer = DefaultTokenizer(use_stemmer=True)
-    stemmer = PorterStemmer()
-    stemmer.stem = lru_cache(_CACHED_STEMS)(stemmer.stem)  # type: ignore[method-assign]
-    tokenizer._stemmer = stemmer
-    return RougeScorer(["rouge1", "rouge2"], tokenizer=tokenizer), tokenizer.tokenize
+    stemmer = tokenizer._stemmer
+    stemmer.stem = lru_cache(_CACHED_STEMS)(stemmer.stem)
+    return tokenizer, RougeScorer(["rouge1", "rouge2"], tokenizer=_Words())
