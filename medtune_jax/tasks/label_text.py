@@ -38,7 +38,7 @@ class Named:
 
 def answer_lines(text: str) -> tuple[list[str], list[str]]:
     """Returns (the lines that are not blank before the first that starts with `###`, stripped; problems)."""
-    lines = []
+    lines: list[str] = []
     for line in text.split("\n"):
         if line.lstrip(" ").startswith(MARKER):
             return lines, ["cut_at_marker"]

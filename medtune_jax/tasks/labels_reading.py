@@ -91,7 +91,7 @@ class LabelLines:
 
 def _check_separable(labels: Sequence[str]) -> None:
     """Raises ValueError where a joined answer could be read in two ways."""
-    pieces = Counter()
+    pieces: Counter[str] = Counter()
     for label in labels:
         own = label.casefold().split(", ")
         if label != label.strip() or not all(own) or re.search(r"[\n\r;]|,(?! )", label) or NONE.casefold() in own:
@@ -127,7 +127,7 @@ def _forms(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
 
 
 def _all_separate(outside: Sequence[str]) -> bool:
-    """Whether the text starts with a label and every word outside labels has a comma or semicolon on its label's side."""
+    """Whether a line starts with a label and what stands outside labels is separated from them by `,` or `;`."""
     return (
         not _WORD.search(outside[0])
         and all(not _WORD.search(one) or one.lstrip()[0] in ",;" for one in outside[1:])
