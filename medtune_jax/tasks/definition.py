@@ -15,7 +15,6 @@ from typing import Any, NoReturn
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
-from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask, NliTask
 from medtune_jax.tasks.extract import ExtractTask
 from medtune_jax.tasks.labels import LabelsTask
@@ -231,7 +230,8 @@ def _task(kind: str, definition: Mapping[str, Any], fail: Fail) -> Task:
     if kind in ("relation", "label", "labels") and len(names) < (1 if kind == "labels" else 2):
         fail(key, f"a {kind} task needs its {key}, such as {key} = ['Treats', 'No Relations'].")
     for name in names:
-        if not name or (kind == "ner" and not re.fullmatch(r"\S+", name)) or name in (*ROW_COLUMNS, "input"):
+        spaced = kind == "ner" and not re.fullmatch(r"\S+", name)
+        if not name or spaced or (kind == "extract" and name in (*ROW_COLUMNS, "input")):
             fail(key, f"'{name}' cannot be one of the {key}.")
     try:
         _build(kind, names, definition, None)
@@ -254,6 +254,8 @@ def _build(kind: str, names: Sequence[str], definition: Mapping[str, Any], metri
     if kind == "labels":
         return LabelsTask(names, **leading)
     if kind == "choice":
+        from medtune_jax.tasks.choice import ChoiceTask
+
         return ChoiceTask(**leading)
     if kind == "extract":
         forms = {form: definition.get(form, False) for form in ("ranked", "single")}
