@@ -1,4 +1,4 @@
-"""i2b2/VA 2010 relations: BLUE's TSV, and the folders of concept, relation and text files as distributed.
+"""i2b2/VA 2010 relations: the folders of concept, relation and text files as distributed.
 
 A row is a pair of concepts of one line, both written as markers (`@problem$`); pairs without an annotated relation are
 `No Relations`. As in BLUE, all pairs count, also those of types that no relation joins.
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from medtune_jax.data_prep.indexed_tsv import label_of, read_lines
+from medtune_jax.data_prep.indexed_tsv import blue_labels
 from medtune_jax.data_prep.markers import mark
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
@@ -39,23 +39,6 @@ class Concept:
     end: int
     type: str
     number: int
-
-
-def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
-    """Returns (sentence, label) of every line of BLUE's TSV, its label `false` as the task's negative label.
-
-    The group is the document: what stands before the first `.` of the index.
-
-    Raises:
-      UserError: with file and line: other columns than index, sentence, label, or an unknown label; with the file: not
-        UTF-8, no rows.
-    """
-    labels = _labels(task)
-    found = NativeFile()
-    for line in read_lines(path):
-        label = label_of(line, labels)
-        found.records.append(Record((line.sentence, label), id=line.index, group=line.index.split(".")[0]))
-    return not_empty(found, path, "index<TAB>sentence<TAB>label lines")
 
 
 def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -88,11 +71,6 @@ def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                 for label in related.pop(frozenset((one, other)), [task.negative]):
                     found.records.append(Record((sentence, label), id=id, group=name))
     return not_empty(found, path, "pair of concepts of one line")
-
-
-def _labels(task: Task) -> dict[str, str]:
-    assert isinstance(task, LabelTask) and task.negative is not None
-    return {**{label.casefold(): label for label in task.labels}, "false": task.negative}
 
 
 def _parts(path: Path) -> list[Path]:
@@ -144,7 +122,7 @@ def _read_relations(
     by_place: dict[tuple[int, int, int], Concept] = {}
     for concept in concepts:
         by_place.setdefault((concept.line, concept.start, concept.end), concept)
-    labels = _labels(task)
+    labels = blue_labels(task)
     related: dict[frozenset[Concept], list[str]] = {}
     for number, line in numbered_lines(path):
         if not line.strip():
@@ -192,4 +170,4 @@ def _place(numbers: Sequence[str], text: str, lines: Sequence[str], where: str) 
     return first_line - 1, start, end
 
 
-READERS = {"i2b2_2010_blue": read_blue, "i2b2_2010_folders": read_folders}
+READERS = {"i2b2_2010": read_folders}

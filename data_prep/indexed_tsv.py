@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medtune_jax.data_prep.native import numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.classification import LabelTask
 
 _HEADERS = (("index", "sentence", "label"), ("sentence", "label"))
 # A field as csv writes it in quotes (it may then hold tabs), or plain text up to the next tab.
@@ -69,6 +71,28 @@ def label_of(line: Line, labels: dict[str, str]) -> str:
     return label
 
 
+def blue_labels(task: Task) -> dict[str, str]:
+    """Returns label of a relation in lower case -> label of the task; `false` is the task's negative label."""
+    assert isinstance(task, LabelTask) and task.negative is not None
+    return {**{label.casefold(): label for label in task.labels}, "false": task.negative}
+
+
+def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
+    """Returns (sentence, label) of every line of BLUE's TSV, its label `false` as the task's negative label.
+
+    The group is the document: what stands before the first `.` of the index.
+
+    Raises:
+      UserError: with file and line: as `read_lines`, or an unknown label; with the file: not UTF-8, no rows.
+    """
+    labels = blue_labels(task)
+    found = NativeFile()
+    for line in read_lines(path):
+        label = label_of(line, labels)
+        found.records.append(Record((line.sentence, label), id=line.index, group=line.index.split(".")[0]))
+    return not_empty(found, path, "index<TAB>sentence<TAB>label lines")
+
+
 def fields_of(line: str) -> list[str]:
     """Returns the fields of a line; one is unquoted only where the whole of it is quoted in csv's way."""
     fields = []
@@ -81,3 +105,6 @@ def fields_of(line: str) -> list[str]:
         if match.end() == len(line):
             return fields
         at = match.end() + 1
+
+
+READERS = {"blue_tsv": read_blue}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from medtune_jax.data_prep import (
     bioasq,
+    chemprot,
     choice,
     clinical_ie,
     conll,
@@ -12,6 +13,7 @@ from medtune_jax.data_prep import (
     hoc,
     i2b2_2010,
     i2b2_2012,
+    indexed_tsv,
     instructions,
     labelled,
     pubmedqa,
@@ -22,10 +24,12 @@ from medtune_jax.data_prep.native import Reader
 READERS: dict[str, Reader] = {
     **conll.READERS,
     **labelled.READERS,
+    **indexed_tsv.READERS,
     **gad.READERS,
     **hoc.READERS,
     **i2b2_2010.READERS,
     **i2b2_2012.READERS,
+    **chemprot.READERS,
     **choice.READERS,
     **pubmedqa.READERS,
     **bioasq.READERS,

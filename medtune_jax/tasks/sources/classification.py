@@ -43,9 +43,9 @@ SOURCES = (
         "reference_standard_for_test_data and test_data into the folder i2b2-2010, or put there train.tsv, dev.tsv and "
         "test.tsv as BLUE's preprocessing (https://github.com/ncbi-nlp/BLUE_Benchmark) writes them",
         layouts=(
-            Layout("i2b2_2010_blue", _TSV),
+            Layout("blue_tsv", _TSV),
             Layout(
-                "i2b2_2010_folders",
+                "i2b2_2010",
                 {"train": "concept_assertion_relation_training_data", "test": "reference_standard_for_test_data"},
             ),
         ),
@@ -65,7 +65,34 @@ SOURCES = (
         where="the relation extraction download of BioBERT (https://github.com/dmis-lab/biobert), REdata/GAD/1: "
         "train.tsv (sentence<TAB>label), dev.tsv (empty) and test.tsv (index, sentence, label) into the folder GAD",
         layouts=(Layout("gad_tsv", _TSV),),
+        splits={
+            "ed238dd3c8d42d9ae18c584a2841dd53bb1975e0ab41429473ecc81fa8e1058c": "train",
+            "bd5718724ccf06c3e5fc56f888f2002f277079685864eb7567e44cf6c47e7b81": "test",
+        },
         expected={"train": {"rows": 4796}, "test": {"rows": 534}},
+    ),
+    Source(
+        name="ChemProt",
+        # Of the ten classes of the corpus the shared task evaluates five, and so do BLUE and BLURB.
+        task=LabelTask("relation", ("CPR:3", "CPR:4", "CPR:5", "CPR:6", "CPR:9", NEGATIVE), negative=NEGATIVE),
+        licence="CC-PDM-1.0",
+        credentialed=False,
+        description="Chemical-protein interactions in PubMed abstracts (Krallinger et al. 2017), a row per chemical "
+        "and gene of a sentence.",
+        where="ChemProt_Corpus.zip from https://biocreative.bioinformatics.udel.edu/news/corpora/, its parts unpacked "
+        "as chemprot_training, chemprot_development and chemprot_test_gs in the folder ChemProt; or train.tsv, dev.tsv "
+        "and test.tsv of BLUE (https://github.com/ncbi-nlp/BLUE_Benchmark/releases/tag/0.1) there",
+        layouts=(
+            Layout("blue_tsv", _TSV),
+            Layout(
+                "chemprot",
+                {"train": "chemprot_training", "validation": "chemprot_development", "test": "chemprot_test_gs"},
+            ),
+        ),
+        published=(
+            Published("BlueBERT-large (P)", "f1_positive", 0.744, UNSTATED, 0, f"{_BLUE}; its rows are not stated"),
+        ),
+        aliases=("chem_prot",),
     ),
     Source(
         name="MedNLI",
@@ -109,6 +136,11 @@ SOURCES = (
         where=_HOC,
         layouts=(Layout("hoc_tsv", _TSV),),
         category="other",
+        splits={
+            "869c41818d6f7a92814b6fea393c9793fce6fba9188d3cfc24922cfde518c5c9": "train",
+            "278d841d9b188dfccfecd7dc02b720cf48e3341576ae8a1a6837c403e5d84647": "validation",
+            "7f9d7a98226ab2a26f3590fb75387e5182b5667bb27071eba561535d6ef8d1f8": "test",
+        },
         expected={"train": {"rows": 12119}, "validation": {"rows": 1798}, "test": {"rows": 3547}},
     ),
     Source(
@@ -121,6 +153,11 @@ SOURCES = (
         folder="hoc",
         layouts=(Layout("hoc_documents", _TSV),),
         category="other",
+        splits={
+            "4d8176dab5ff86c167506a89dc4e356ac88b8a50a418391ea82510153d253985": "train",
+            "854312b1bbad90782d28685c8339203669d5dc76beb7926a17a001c804eec0cf": "validation",
+            "4d21ed9ffc8b29c031d417575abd3d8a9f6ddb0c5cc2b13d41a222a1e154875d": "test",
+        },
         expected={"train": {"rows": 1295}, "validation": {"rows": 186}, "test": {"rows": 371}},
     ),
 )
