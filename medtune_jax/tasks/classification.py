@@ -1,16 +1,17 @@
-"""Tasks whose output is one label of a fixed set: relation classification and natural language inference.
+"""Tasks whose output is one label of a fixed set: relations, inference, any other (PubMedQA's yes, no, maybe).
 
-An annotation ends with its label: (input, label) for relations, (premise, hypothesis, label) for inference.
+An annotation ends with its label: (premise, hypothesis, label) for inference, (input, label) for the others.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task
+from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task, leading_metric
 from medtune_jax.tasks.counts import f1, ratio
 from medtune_jax.tasks.label_text import LabelFinder
 
@@ -24,18 +25,21 @@ class LabelTask(Task):
 
     Attributes:
       negative: the label that says that nothing holds (`No Relations`), or None. Where there is one, `f1_positive` is
-        the micro F1 over the other labels and leads; a constant negative answer scores 0 on it.
+        the micro F1 over the other labels and leads unless another metric is asked for; a constant negative answer
+        scores 0 on it.
     """
 
     max_new_tokens = 32
 
-    def __init__(self, kind: str, labels: Sequence[str], negative: str | None = None):
+    def __init__(self, kind: str, labels: Sequence[str], negative: str | None = None, *, metric: str | None = None):
+        """Raises ValueError: labels that cannot be told apart, an unknown negative one, or no such metric."""
         self.kind = kind
         self.labels = tuple(labels)
         self.negative = negative
         if negative is not None and negative not in self.labels:
             raise ValueError(f"negative label {negative!r} is none of {self.labels}")
-        self.metric = "accuracy" if negative is None else "f1_positive"
+        names = ("accuracy", "macro_f1") if negative is None else ("f1_positive", "accuracy", "macro_f1")
+        self.metric = leading_metric(metric, names)
         self._finder = LabelFinder(self.labels)
         self._allowed = Allowed((Slot(self.labels),))
 
@@ -93,6 +97,14 @@ class LabelTask(Task):
             scores["f1_positive"] = f1(*(sum(counts[label] for label in positive) for counts in (correct, found, gold)))
         return scores
 
+    def breakdown(self, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Returns {"confusion": {gold: {predicted: count}}}, "" standing for unparsable."""
+        return {
+            "confusion": {
+                one: {other: int(totals[_cell(one, other)]) for other in (*self.labels, "")} for one in self.labels
+            }
+        }
+
     def errors(self, gold: tuple[str, ...], parsed: Parsed, input: str) -> list[RowError]:
         """Returns at most one error: wrong_label or unparsable."""
         if parsed.annotation is None:
@@ -107,8 +119,10 @@ class LabelTask(Task):
         Ties, and no training rows: the more frequent, then the earlier label.
         """
         counts = Counter(self._finder.find(output)[0] for _, output in train)
-        # Accuracy is count / n, and f1_positive 2 count / (n + positives), or 0 for the negative label.
-        scored = {label: 0 if label == self.negative else counts[label] for label in self.labels}
+        # Accuracy is count / n; the F1 of one label, which is L times macro_f1, 2 count / (n + count); f1_positive
+        # 2 count / (n + positives), or 0 for the negative label: all grow with the count.
+        without = self.negative if self.metric == "f1_positive" else None
+        scored = {label: 0 if label == without else counts[label] for label in self.labels}
         best = max(self.labels, key=lambda label: (scored[label], counts[label]))
         return {"constant": lambda input: best}
 
@@ -116,8 +130,9 @@ class LabelTask(Task):
 class NliTask(LabelTask):
     """Whether the first sentence entails, contradicts or leaves open the second; input of two labelled lines."""
 
-    def __init__(self) -> None:
-        super().__init__("nli", NLI_LABELS)
+    def __init__(self, *, metric: str | None = None):
+        """Raises ValueError where there is no such metric."""
+        super().__init__("nli", NLI_LABELS, metric=metric)
 
     def render(self, annotation: tuple[str, ...]) -> tuple[str, str]:
         """Returns ("Sentence 1: ..\\nSentence 2: ..", label).

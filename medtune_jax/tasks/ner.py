@@ -7,16 +7,18 @@ names types. The input of a row is its tokens joined by one space.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from medtune_jax.tasks.alignment import align
-from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task
+from medtune_jax.tasks.base import Allowed, Parsed, RowError, Slot, Task, leading_metric
 from medtune_jax.tasks.counts import f1, ratio
 from medtune_jax.tasks.ner_baselines import dictionary_tagger
 from medtune_jax.tasks.ner_reading import SEPARATOR, LineReader
 
 Annotation = tuple[tuple[str, ...], tuple[str, ...]]
+METRICS = ("f1", "precision", "recall", "f1_strict", "accuracy", "echo_rate")
 Entity = tuple[str, int, int]  # (type, first token, last token), as seqeval's get_entities gives them
 
 
@@ -29,12 +31,13 @@ class NerTask(Task):
     """Entity spans over given tokens; `labels` are the entity types, empty for plain B/I/O."""
 
     kind = "ner"
-    metric = "f1"
     # The longest gold output of the public corpora is 1,450 Llama-2 tokens (JNLPBA devel); 512 cuts some.
     max_new_tokens = 1536
 
-    def __init__(self, labels: Sequence[str] = ()):
+    def __init__(self, labels: Sequence[str] = (), *, metric: str | None = None):
+        """Raises ValueError where there is no such metric."""
         self.labels = tuple(labels)
+        self.metric = leading_metric(metric, (*METRICS, *(f"f1/{label}" for label in self.labels)))
         suffixes = [f"-{label}" for label in self.labels] or [""]
         self.tags = ("O", *(prefix + suffix for suffix in suffixes for prefix in "BI"))
         self.follows = frozenset(
@@ -160,6 +163,12 @@ class NerTask(Task):
         for label in self.labels:
             scores[f"f1/{label}"] = f1(*(totals[f"{name}/{label}"] for name in ("tp", "predicted", "gold")))
         return scores
+
+    def breakdown(self, totals: Mapping[str, float]) -> dict[str, Any]:
+        """Returns {"per_label": {type: {"gold", "predicted", "correct"}}} of entities where typed, else {}."""
+        names = {"gold": "gold", "predicted": "predicted", "correct": "tp"}
+        counts = {label: {name: int(totals[f"{key}/{label}"]) for name, key in names.items()} for label in self.labels}
+        return {"per_label": counts} if counts else {}
 
     def errors(self, gold: Annotation, parsed: Parsed, input: str) -> list[RowError]:
         """Returns the entities that differ, in text order of the gold ones, then the spurious ones.
