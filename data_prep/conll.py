@@ -11,7 +11,7 @@ from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.ner import NerTask
 
 # One-token "sentences" that say where a document starts: CoNLL's own, and GENIA's.
-_MARKERS = ("-DOCSTART-", "###MEDLINE:")
+MARKERS = ("-DOCSTART-", "###MEDLINE:")
 
 
 def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -30,9 +30,9 @@ def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     found = NativeFile()
     only_type: str | None = None
     group = ""
-    for sentence in _sentences(path):
+    for sentence in conll_sentences(path):
         number, first, _ = sentence[0]
-        if len(sentence) == 1 and first.startswith(_MARKERS):
+        if len(sentence) == 1 and first.startswith(MARKERS):
             found.dropped["document marker"] += 1
             group = first.partition(":")[2] or str(found.dropped["document marker"])
             continue
@@ -64,7 +64,7 @@ def read_conll(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     return not_empty(found, path, "sentences of token<TAB>tag lines")
 
 
-def _sentences(path: Path) -> Iterator[list[tuple[int, str, str]]]:
+def conll_sentences(path: Path) -> Iterator[list[tuple[int, str, str]]]:
     """Yields sentences of (line number, token, tag)."""
     sentence: list[tuple[int, str, str]] = []
     for number, line in numbered_lines(path):
@@ -74,7 +74,7 @@ def _sentences(path: Path) -> Iterator[list[tuple[int, str, str]]]:
             sentence = []
             continue
         columns = line.split("\t")
-        if len(columns) == 1 and line.startswith(_MARKERS):
+        if len(columns) == 1 and line.startswith(MARKERS):
             columns.append("O")
         if len(columns) != 2:
             hint = " (columns must be separated by a tab)" if len(columns) == 1 and " " in line else ""

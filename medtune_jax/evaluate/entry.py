@@ -114,7 +114,7 @@ def read_gold(task: Task, position: int, row: Prediction | Row) -> Parsed:
     if gold.annotation is None:
         raise UserError(
             f"{row.source}, row {position}: the gold output is not a well-formed {task.kind} answer "
-            f"({', '.join(gold.problems) or gold.status}): {_short(row.output)}.{_labels(task)} Mend the evaluated rows."
+            f"({', '.join(gold.problems) or gold.status}): {_short(row.output)}.{_labels(task)} Mend the rows."
         )
     return gold
 

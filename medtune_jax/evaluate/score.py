@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -154,6 +154,42 @@ def score_file(
     register_definitions(provenance.get("source_definitions", {}))
     if train is None and data is not None:
         train = training_rows(data, {prediction.source for prediction in predictions})
+    scores = score(predictions, protocol=protocol, train=train, provenance=provenance)
+    write_scores(Path(out), scores, show_credentialed)
+    return scores
+
+
+def score_answers(
+    answered: Sequence[tuple[Row, str]],
+    out: str | Path,
+    *,
+    provenance: dict[str, Any],
+    protocol: Protocol = "aligned",
+    data: str | Path | None = None,
+    show_credentialed: bool = False,
+) -> Scores:
+    """Scores what another system answered and writes the files that `score_file` writes.
+
+    Args:
+      answered: gold rows in their order, each with the answer in the form of its output.
+      provenance: JSON-ready.
+      out, protocol, data, show_credentialed: as of `score_file`.
+
+    Raises:
+      UserError: see `training_rows`, `score`.
+    """
+    predictions = [
+        Prediction(
+            row=at,
+            **asdict(row),
+            generated=text,
+            finish_reason="",
+            generated_tokens=0,
+            key="",
+        )
+        for at, (row, text) in enumerate(answered)
+    ]
+    train = None if data is None else training_rows(data, {row.source for row, _ in answered})
     scores = score(predictions, protocol=protocol, train=train, provenance=provenance)
     write_scores(Path(out), scores, show_credentialed)
     return scores
