@@ -42,6 +42,7 @@ setup(
     python_requires=">=3.11",
     packages=[*find_packages(include=["medtune_jax", "medtune_jax.*"]), "medtune_jax.configs", "medtune_jax.data_prep"],
     package_dir={"medtune_jax.configs": "configs", "medtune_jax.data_prep": "data_prep"},
+    package_data={"medtune_jax.data_prep": ["mixtures/*.toml"]},
     install_requires=REQUIRES,
     extras_require={
         "test": [

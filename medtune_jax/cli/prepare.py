@@ -1,7 +1,13 @@
 """Turns native corpus files into instruction rows: {split}.parquet, manifest.json and a dataset card.
 
---raw_dir holds one folder per source, named as the source, with the files as distributed. Without --sources all that is
-found there is prepared, and what is missing is listed with where to get it.
+--raw_dir holds one folder per source, named as the source, with the files as distributed. Without --sources and
+--mixture all that is found there is prepared, each split as the corpus has it; what is missing is listed with its
+files, its licence and where to get it. Counts are compared with the published ones, training text is looked for in
+every test set at hand: differences and shared text are reported and stop nothing.
+
+A corpus of your own is described in a TOML file (--source_file, docs/your_own_corpus.md), a composition of sources too
+(--mixture, docs/mixtures.md). Credentialed text (MedNLI, i2b2/n2c2) is read only where --i_have_signed names its
+source; what is written is then readable by you only.
 """
 
 from __future__ import annotations
@@ -25,14 +31,55 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     )
     absl_flags.DEFINE_string("out", None, "Folder to write; an earlier prepare's is replaced.", flag_values=flags)
     absl_flags.DEFINE_list("sources", [], "Sources to prepare, comma-separated; all found if empty.", flag_values=flags)
-    absl_flags.DEFINE_integer("seed", 0, "Seed of the choice of instruction wordings.", flag_values=flags)
+    absl_flags.DEFINE_string(
+        "mixture",
+        "",
+        "medtuned, bioinstruct, or a TOML file: which rows of which sources stand in which split, capped, drawn, "
+        "deduplicated and shuffled as it says. What of it is missing is listed; the rest is prepared.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_multi_string(
+        "source_file",
+        [],
+        "TOML file that defines a source of your own, prepared too; its files lie in --raw_dir/NAME or beside it. "
+        "Repeatable.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "seed",
+        0,
+        "Seed of the choice of instruction wordings, and of what a mixture draws and shuffles.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "gad_polarity",
+        "association",
+        ["association", "legacy"],
+        "GAD's label 1 (an association is stated) is Positive; legacy: Negative, the inverted mapping of the "
+        "Llama2-MedTuned authors.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_list(
+        "i_have_signed",
+        [],
+        "Credentialed sources, comma-separated by name, whose agreement you have signed. Without it they are not read.",
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_enum(
+        "contamination",
+        None,
+        ["report", "drop", "off"],
+        "Training rows that share 13 consecutive words (or a shorter text as a whole) with a test set of any source "
+        "found: report them, drop them, or do not look. As the mixture says, else report.",
+        flag_values=flags,
+    )
 
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Prepares and returns what `data_prep.prepare.prepare` returns."""
     if not flags.out:
         raise UserError("--out is needed: the folder to write, such as --out=rows.")
-    if not flags.raw_dir and not flags.raw:
+    if not (flags.raw_dir or flags.raw or flags.source_file or flags.mixture):
         raise UserError("--raw_dir (one folder per source) or --raw=SOURCE=PATH is needed.")
     from medtune_jax.data_prep.prepare import prepare
 
@@ -41,7 +88,12 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         raw_dir=Path(flags.raw_dir) if flags.raw_dir else None,
         raw=_overrides(flags.raw),
         sources=flags.sources,
+        source_files=[Path(file) for file in flags.source_file],
+        mixture=flags.mixture,
         seed=flags.seed,
+        gad_polarity=flags.gad_polarity,
+        signed=flags.i_have_signed,
+        contamination=flags.contamination or "",
     )
 
 
@@ -56,13 +108,83 @@ def _overrides(values: Sequence[str]) -> dict[str, Path]:
 
 
 def human(result: Mapping[str, Any]) -> str:
-    """Returns what is printed: a table of sources and splits, what is missing, where the rows lie."""
-    lines = [f"{'source':<18} {'split':<11} {'rows':>7}  gold"]
+    """Returns what is printed: tables of what was read, mixed and shared with test sets; what is missing."""
+    from medtune_jax.data_prep.counts import expected_text, gold_text
+
+    read = [("source", "split", "rows", "official", "published counts", "gold")]
     for name, facts in result["sources"].items():
         for split, counts in facts["splits"].items():
-            gold = f"{counts['mentions']} mentions" if "mentions" in counts else str(counts["labels"])
-            official = ", official split" if counts["official_split"] else ""
-            lines.append(f"{name:<18} {split:<11} {counts['rows']:>7}  {gold}{official}")
-    for lack in result["missing"]:
-        lines.append(f"missing: {lack['source']}: {', '.join(lack['files'])}. How to get it: {lack['where']}.")
-    return "\n".join([*lines, f"rows: {result['out']}"])
+            official = counts["official_split"] or "-"
+            read.append((name, split, counts["rows"], official, expected_text(counts), _short(gold_text(counts))))
+    parts = [_table(read)]
+    if result["mixture"]:
+        parts.append(_mixture(result["mixture"]))
+    parts.append(_contamination(result["contamination"]))
+    parts += map(_missing, result["missing"])
+    parts += [f"skipped: {skipped['reason']}" for skipped in result["skipped"]]
+    if result["credentialed"]:
+        parts.append(f"credentialed rows of {', '.join(result['credentialed'])}: the folder is readable by you only.")
+    counts = ", ".join(f"{split} {count}" for split, count in result["rows"].items())
+    return "\n".join([*parts, f"rows: {result['out']} ({counts})"])
+
+
+def _mixture(mixture: Mapping[str, Any]) -> str:
+    rows = [("mixed into", "source", "split", "found", "kept", "expected", "")]
+    for part in mixture["ingredients"]:
+        dropped = ", ".join(f"{reason}: {count}" for reason, count in part["dropped"].items())
+        told = f"MISSING: {part['missing']}" if part["missing"] else dropped
+        if part["differs"] and not part["missing"]:
+            told = "; ".join(filter(None, ["differs", dropped]))
+        expected = part["asked"]["rows"] or "-"
+        rows.append(
+            (part["into"], part["path"] or part["source"], part["split"], part["found"], part["kept"], expected, told)
+        )
+    return "\n" + _table(rows)
+
+
+def _contamination(found: Mapping[str, Any]) -> str:
+    if found["mode"] == "off" or not found["train_rows"]:
+        return ""
+    sets = len(found["test_sets"])
+    summary = (
+        f"Training text in {sets} test sets: {found['shared_rows']} of {found['train_rows']} training rows share "
+        f"{found['n']} words in a row (or a shorter text) with one; {found['dropped_rows']} dropped."
+    )
+    rows = [("train", "test", "train rows", "test rows", "share of test", "same text")]
+    for pair in found["pairs"]:
+        test = f"{pair['test_source']} {pair['test_split']}"
+        share = f"{100 * pair['test_share']:.2f} %"
+        rows.append(
+            (pair["train_source"], test, pair["train_rows"], pair["test_rows"], share, pair["identical_test_rows"])
+        )
+    return "\n".join(["", summary, *([_table(rows)] if found["pairs"] else []), ""])
+
+
+def _missing(lack: Mapping[str, Any]) -> str:
+    formats = [f"{form['format']} ({', '.join(form['files'])})" for form in lack["formats"]]
+    signed = f" (credentialed: also give --i_have_signed={lack['source']})" if lack["credentialed"] else ""
+    return "\n".join(
+        [
+            f"missing: {lack['source']}: {', '.join(lack['files'])}",
+            f"  how to get it: {lack['where']}{signed}",
+            f"  licence: {lack['licence']}",
+            f"  put it at: {', '.join(lack['paths'])}",
+            f"  read as: {'; or '.join(formats)}",
+        ]
+    )
+
+
+def _short(text: str, width: int = 60) -> str:
+    return text if len(text) <= width else f"{text[: width - 3]}..."
+
+
+def _table(rows: Sequence[Sequence[object]]) -> str:
+    """Returns lines of aligned columns, numbers to the right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            f"{cell:>{width}}" if isinstance(cell, int) else f"{cell!s:<{width}}"
+            for cell, width in zip(row, widths, strict=True)
+        ).rstrip()
+        for row in rows
+    )

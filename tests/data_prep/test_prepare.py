@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -10,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from medtune_jax.data_prep import prepare as prepare_module
+from medtune_jax.data_prep import output
 from medtune_jax.data_prep.prepare import prepare
-from medtune_jax.data_prep.wordings import WORDINGS, choose
+from medtune_jax.data_prep.wordings import choose, wordings_of
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import gold_sha256, read_rows, rows_sha256
@@ -69,20 +70,32 @@ def test_the_manifest_says_what_was_read_written_and_dropped(raw, tmp_path):
     rows = read_rows(tmp_path / "rows", "test")
     assert facts["splits"]["test"] == {
         "rows": 1,
+        "documents": 1,
         "mentions": 1,
         "file": "test.tsv",
+        "format": "conll",
         "raw_sha256": hashlib.sha256((raw / "NCBI-disease" / "test.tsv").read_bytes()).hexdigest(),
         "rows_sha256": rows_sha256(rows),
         "gold_sha256": gold_sha256(rows),
         "official_split": None,
         "dropped": {"document marker": 1},
+        "expected": {"rows": 940, "mentions": 960},
+        "differs": {"rows": {"expected": 940, "found": 1}, "mentions": {"expected": 960, "found": 1}},
     }
     labels = manifest["sources"]["sample-relation"]["splits"]["train"]["labels"]
     assert labels == {"Treats": 1, "Causes": 0, "No Relations": 1}
-    assert manifest["splits"]["test"] == {"rows": 1, "rows_sha256": rows_sha256(rows)}
+    assert manifest["splits"]["test"] == {
+        "rows": 1,
+        "rows_sha256": rows_sha256(rows),
+        "sources": {"NCBI-disease": {"rows": 1, "gold_sha256": gold_sha256(rows)}},
+    }
     assert not (tmp_path / "rows" / "validation.parquet").exists()
     card = (tmp_path / "rows" / "README.md").read_text()
-    assert "| NCBI-disease | ner | test | 1 | 1 mentions | not known | document marker: 1 | CC0-1.0 |" in card
+    assert (
+        "| NCBI-disease | ner | test | 1 | 1 mentions | differs: rows 1, published 940; mentions 1, published 960 |"
+        in card
+    )
+    assert "| not known | document marker: 1 | CC0-1.0 |" in card
     assert "path: train.parquet" in card and "path: validation.parquet" not in card
 
 
@@ -133,14 +146,14 @@ def test_a_folder_elsewhere_and_a_folder_named_by_alias_are_found(raw, tmp_path)
     [
         (
             {"sources": ["BC2GM"]},
-            r"BC2GM is missing: no train\.tsv, devel\.tsv, test\.tsv in .*raw/BC2GM\. How to get it: CoNLL",
+            r"BC2GM is missing: no train\.tsv, devel\.tsv, test\.tsv in .*raw/BC2GM\..* How to get it: CoNLL",
         ),
-        ({"sources": ["NCBI"], "raw_dir": None}, "NCBI-disease is missing: .* in --raw_dir or --raw"),
+        ({"sources": ["NCBI"], "raw_dir": None}, "NCBI-disease is missing: .* in --raw_dir/NCBI-disease"),
         ({"sources": ["BC3GM"]}, "Unknown source 'BC3GM'.* Did you mean 'BC2GM'"),
         ({"raw": {"BC2GM": Path("nowhere")}}, "--raw=BC2GM=nowhere: no such folder"),
         ({"raw": {"BC2GM": Path()}}, r"BC2GM is missing: no train\.tsv, .* in \."),
         ({"raw_dir": Path("nowhere")}, "--raw_dir=nowhere: no such folder"),
-        ({"raw_dir": Path(__file__).parent}, "No source found in .*data_prep: it must hold folders named as sources"),
+        ({"raw_dir": Path(__file__).parent}, "No source found: --raw_dir must hold folders named as sources"),
     ],
 )
 def test_a_source_that_is_asked_for_and_missing_is_an_error(raw, tmp_path, monkeypatch, arguments, said):
@@ -173,7 +186,7 @@ def test_a_failure_while_writing_leaves_the_earlier_result_and_no_debris(raw, tm
         raise OSError(28, "No space left on device")
 
     if failing == "card":
-        monkeypatch.setattr(prepare_module.card, "render", full)
+        monkeypatch.setattr(output.card, "render", full)
     else:
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda self, to: full() if "partial" in self.name else rename(self, to))
@@ -207,16 +220,18 @@ def test_the_verb_prints_a_table_and_what_is_missing(raw, tmp_path, capsys):
 
     assert dispatch(["prepare", f"--raw_dir={raw}", f"--raw=ncbi={raw}/NCBI-disease", f"--out={tmp_path}/rows"]) == 0
     printed = capsys.readouterr().out
-    assert "NCBI-disease       train             2  1 mentions" in printed
-    assert "missing: BC2GM: train.tsv, devel.tsv, test.tsv. How to get it: CoNLL files" in printed
+    assert "NCBI-disease     train     2  -         differs: rows 2, published 5424; mentions 1, publi" in printed
+    assert "missing: BC2GM: train.tsv, devel.tsv, test.tsv\n  how to get it: CoNLL files" in printed
+    assert f"  put it at: {raw}/BC2GM/train.tsv, " in printed and "  read as: conll (train.tsv, " in printed
 
 
-@pytest.mark.parametrize("source", SOURCES)
+@pytest.mark.parametrize("source", [name for name, source in SOURCES.items() if wordings_of(source)])
 def test_wordings_are_used_about_equally_and_fit_their_row_alone(source):
-    used = Counter(choose(SOURCES[source], "train", row, seed=0) for row in range(2000))
-    expected = 2000 / len(WORDINGS[source])
-    assert len(used) == len(WORDINGS[source]) and all(abs(n - expected) < 0.2 * expected for n in used.values())
-    assert not any("{" in wording for wording in WORDINGS[source])
+    wordings = wordings_of(SOURCES[source])
+    used = Counter(choose(SOURCES[source], "train", row, seed=0) for row in range(10_000))
+    expected = 10_000 / len(wordings)
+    assert len(used) == len(wordings) and all(abs(n - expected) < 0.2 * expected for n in used.values())
+    assert not any(re.search(r"\{\w*\}", wording) for wording in wordings)
 
 
 def test_the_choice_of_wording_is_fixed_for_ever():
