@@ -178,7 +178,7 @@ def _document_table(
 ) -> Table | None:
     """Returns the table of the documents (rows of one group), None where no rows share one or the task has no `merge`.
 
-    A document with a row that cannot be read cannot be read either: what is missing there must not pass for "nothing".
+    What a document with a row that cannot be read is worth is said by `merge`, which is given None for such a row.
     """
     members: dict[str | int, list[int]] = {}
     for index, prediction in enumerate(predictions):
@@ -188,8 +188,7 @@ def _document_table(
     whole_golds, whole_parsed = [], []
     for indices in members.values():
         whole_golds.append(task.merge([golds[index] for index in indices]))
-        parts = [parsed[index].annotation for index in indices]
-        whole_parsed.append(Parsed(None, ("unparsable_row",)) if None in parts else Parsed(task.merge(parts)))
+        whole_parsed.append(Parsed(task.merge([parsed[index].annotation for index in indices])))
     firsts = [predictions[indices[0]] for indices in members.values()]
     return _table(task, firsts, whole_golds, whole_parsed)
 
