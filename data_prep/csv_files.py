@@ -20,7 +20,7 @@ def csv_records(path: Path, columns: Sequence[str]) -> Iterator[tuple[str, dict[
     Raises:
       UserError: with file and line: columns missing, a record of another width, not CSV; with the file: not UTF-8.
     """
-    reader = csv.reader(io.StringIO(read_text(path), newline=""), strict=True)
+    reader = csv.reader(io.StringIO(read_text(path), newline="\n"), strict=True)
     try:
         header = next(reader, [])
         missing = [name for name in columns if name not in header]

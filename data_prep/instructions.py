@@ -14,9 +14,8 @@ from medtune_jax.tasks.base import Task
 _EXPECTED = "an object with instruction, input, output"
 
 # The category of an instruction: OUR assumption, since neither paper nor data card says how BioInstruct's rows were
-# sorted. The first pattern that an instruction's text matches decides; "other" where none does. BioInstruct's card
-# gives the shares QA 22.8 %, IE 33.8 %, GEN 33.5 %, other 10.0 %: `prepare` on the file shows how far these rules are
-# from them.
+# sorted. The card gives the shares QA 22.8 %, IE 33.8 %, GEN 33.5 %, other 10.0 %; how far these rules are from them is
+# not known, as the file was not at hand.
 _CATEGORIES = (
     (
         "IE",
@@ -40,20 +39,17 @@ _COMPILED = tuple((category, re.compile(pattern)) for category, pattern in _CATE
 def category_of(instruction: str) -> str:
     """Returns IE, GEN, QA or other, by the words of an instruction (OUR assumption, see above).
 
-    A pattern found in the first sentence counts before one found later, as the main verb stands there.
+    The word that comes first decides, of the first sentence if it has one: the main verb mostly stands there.
     """
     folded = instruction.casefold()
     for text in (re.split(r"(?<=[.?!:])\s", folded, maxsplit=1)[0], folded):
-        for category, pattern in _COMPILED:
-            if pattern.search(text):
-                return category
+        starts = {category: found.start() for category, pattern in _COMPILED if (found := pattern.search(text))}
+        if starts:
+            return min(starts, key=lambda category: starts[category])
     return "other"
 
 
-def _read(
-    path: Path,
-    read_one: Callable[[Mapping[str, Any], str], Record],
-) -> NativeFile:
+def _read(path: Path, read_one: Callable[[Mapping[str, Any], str], Record]) -> NativeFile:
     """Returns a record per object; an empty output is dropped and counted: it holds nothing to learn or to score."""
     found = NativeFile()
     for where, item in json_objects(path):

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask
 from medtune_jax.tasks.extract import ExtractTask
 from medtune_jax.tasks.source import Layout, Source
 
+_MEDQA_WHERE = (
+    "{files} of the archive linked from https://github.com/jind11/MedQA (data_clean/questions/US{folder}, licence "
+    "MIT), into {{raw_dir}}/MedQA"
+)
 _PUBMEDQA_SPLITS = (
     "Test: the official 500 PMIDs; train and validation: fold 0 of the other 500, drawn as the official script does "
     "(that it gives the test PMIDs, in order, is checked at reading)."
@@ -40,6 +45,57 @@ def _pubmedqa(format: str) -> tuple[Layout, ...]:
 
 SOURCES: tuple[Source, ...] = (
     Source(
+        name="MedQA",
+        task=ChoiceTask(),
+        licence="MIT",
+        credentialed=False,
+        description="Questions of United States licensing examinations with five options (Jin et al. 2021).",
+        where=_MEDQA_WHERE.format(files="{train,dev,test}.jsonl", folder=""),
+        category="QA",
+        layouts=(Layout("medqa", {"train": "train.jsonl", "validation": "dev.jsonl", "test": "test.jsonl"}),),
+        splits={"4fe77de2b4b38af94f3ed5c1332fbf14df7b7cd3be9e6725ca059ac4f5c44d43": "validation"},
+        expected={"validation": {"rows": 1272}, "test": {"rows": 1273}},
+        aliases=("MedQA-USMLE", "MedQA-5options"),
+    ),
+    Source(
+        name="MedQA-4options",
+        task=ChoiceTask(),
+        licence="MIT",
+        credentialed=False,
+        description="The questions of MedQA with four options (Jin et al. 2021), as most later work scores them.",
+        where=_MEDQA_WHERE.format(files="phrases_no_exclude_{train,dev,test}.jsonl", folder="/4_options"),
+        folder="MedQA",
+        category="QA",
+        layouts=(
+            Layout(
+                "medqa",
+                {
+                    "train": "phrases_no_exclude_train.jsonl",
+                    "validation": "phrases_no_exclude_dev.jsonl",
+                    "test": "phrases_no_exclude_test.jsonl",
+                },
+            ),
+        ),
+        expected={"validation": {"rows": 1272}, "test": {"rows": 1273}},
+        aliases=("medqa_4options", "MedQA-USMLE-4-options"),
+    ),
+    Source(
+        name="MedMCQA",
+        task=ChoiceTask(),
+        licence="MIT",
+        credentialed=False,
+        description="Questions of Indian medical entrance examinations with four options (Pal et al. 2022). "
+        "validation is the file dev.json of 4,183 rows. The authors' README gives train 182,822, validation 6,150, "
+        "test 4,183; MIRAGE and the file at hand call the 4,183 dev: say the number of rows with a score. The answers "
+        "of the test file are withheld, so it gives no rows. Rows of doubtful gold stay in and are marked in meta.",
+        where="{train,dev,test}.json of the archive linked from https://github.com/medmcqa/medmcqa (JSON lines, cop "
+        "from 1; licence MIT), into {raw_dir}/MedMCQA",
+        category="QA",
+        layouts=(Layout("medmcqa", {"train": "train.json", "validation": "dev.json", "test": "test.json"}),),
+        splits={"7b666b249182747c0a5874ed2c4220cbb2b5e4ecfab977ea811f0ba0352a63f9": "validation"},
+        expected={"train": {"rows": 182_822}, "validation": {"rows": 4183}},
+    ),
+    Source(
         name="PubMedQA",
         task=LabelTask("label", ("yes", "no", "maybe")),
         licence="MIT",
@@ -55,7 +111,7 @@ SOURCES: tuple[Source, ...] = (
             "b5a7a95e0950f2c39b710ba50973c7f80ef3c695891698a6685523b93ef0c3b0": "test",
         },
         expected=_PUBMEDQA_EXPECTED,
-        aliases=("pubmedqa", "pubmed_qa", "PQA-L"),
+        aliases=("pubmed_qa", "PQA-L"),
     ),
     Source(
         name="PubMedQA-no-context",
