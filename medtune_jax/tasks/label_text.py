@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MARKER = "###"
+BULLET = re.compile(r"(?:[-*\u2022]+|\d{1,3}[.)])\s+")
 # How many words may stand between a word that denies and what it denies: "not clearly an entailment". Our choice.
 REACH = 3
 _DENYING = (
@@ -108,7 +109,8 @@ class LabelFinder:
         A text that is a label, white space around it aside, is exact. Otherwise the first line that is not blank must
         name exactly one label as a whole word or phrase in any case; a label inside a longer one named there
         ("Relations" in "No Relations") does not count. A label that is denied ("not a Contradiction") says only
-        what the answer is not: ambiguous. Linear time (see `Scanner`).
+        what the answer is not: ambiguous; so is a next line that is another label (an echoed list of options). Linear
+        time (see `Scanner`).
         """
         lines, problems = answer_lines(text)
         if not lines:
@@ -121,6 +123,9 @@ class LabelFinder:
         if len(named) != 1 or None in named:
             return None, (*problems, "ambiguous" if named else "no_label")
         label = self._by_folded[named.pop() or ""]
+        following = BULLET.sub("", lines[1], count=1).casefold().strip(" .,;") if len(lines) > 1 else ""
+        if self._by_folded.get(following, label) != label:
+            return None, (*problems, "ambiguous")
         if folded != label.casefold():
             problems.append("extra_text")
         elif first != label:

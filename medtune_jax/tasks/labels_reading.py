@@ -7,13 +7,12 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from medtune_jax.tasks.label_text import Named, Scanner, phrase_pattern
+from medtune_jax.tasks.label_text import BULLET, Named, Scanner, phrase_pattern
 
 NONE = "None"
 _NAME_AND_SHORT = re.compile(r"(\S.*) (\(\w[\w-]*\))")
 _WORD_FOLLOWS = re.compile(r"\s+\w")
 _WORD = re.compile(r"\w")
-_BULLET = re.compile(r"(?:[-*\u2022]+|\d{1,3}[.)])\s+")
 
 
 @dataclass(frozen=True)
@@ -52,7 +51,7 @@ class LabelLines:
 
     def read(self, line: str) -> LineReading:
         """Reads one line without line feeds or white space at its edges."""
-        bare = _BULLET.sub("", line, count=1)
+        bare = BULLET.sub("", line, count=1)
         folded = bare.casefold()
         named = list(self._scanner.named(folded))
         found = [one for one in named if one.phrase in self._forms]
