@@ -22,7 +22,9 @@ def read_gad(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         0 or 1; with the file: not UTF-8, nothing in it.
     """
     labels = _LABELS[ask.gad_polarity]
-    found = NativeFile([Record((line.sentence, label_of(line, labels)), id=line.index) for line in read_lines(path)])
+    found = NativeFile()
+    for line in read_lines(path):
+        found.records.append(Record((line.sentence, label_of(line.label, labels, line.where)), id=line.index))
     if ask.split == "validation" and not found.records:
         return found
     return not_empty(found, path, "sentence<TAB>label lines")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from medtune_jax.data_prep.indexed_tsv import blue_labels
+from medtune_jax.data_prep.indexed_tsv import blue_labels, label_of
 from medtune_jax.data_prep.markers import mark
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
@@ -84,7 +84,7 @@ def _parts(path: Path) -> list[Path]:
 def _documents(part: Path) -> Iterator[tuple[Path, Path, Path]]:
     """Yields the text, concept and relation file of every document."""
     texts = part / "txt" if (part / "txt").is_dir() else part.parent / "test_data"
-    concepts = part / "concept" if (part / "concept").is_dir() else part / "concepts"
+    concepts = part / "concepts" if (part / "concepts").is_dir() else part / "concept"
     folders = {".txt": texts, ".con": concepts, ".rel": part / "rel"}
     for suffix, folder in folders.items():
         if not folder.is_dir():
@@ -131,9 +131,7 @@ def _read_relations(
         match = _RELATION.match(line)
         if match is None:
             raise UserError(f"{where}: {_RELATION_FORM} is expected.")
-        label = labels.get(match["label"].casefold())
-        if label is None:
-            raise UserError(f"{where}: unknown label '{match['label']}'.{did_you_mean(match['label'], task.labels)}")
+        label = label_of(match["label"], labels, where)
         groups = match.groups()
         pair = []
         for text, place in ((match["one"], groups[1:5]), (match["other"], groups[7:11])):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,25 +56,26 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield Line(where, index, sentence, label.strip())
 
 
-def label_of(line: Line, labels: dict[str, str]) -> str:
-    """Returns what a line's label (in any case) stands for.
+def label_of(text: str, labels: Mapping[str, str], where: str) -> str:
+    """Returns what a label in a file, in any case, stands for.
 
     Args:
-      labels: label in the file, lower case -> label of the task.
+      labels: label in the file -> label of the task.
+      where: its file and line.
 
     Raises:
-      UserError: with file and line: it is none of them.
+      UserError: it is none of them.
     """
-    label = labels.get(line.label.casefold())
-    if label is None:
-        raise UserError(f"{line.where}: unknown label '{line.label}'.{did_you_mean(line.label, labels)}")
-    return label
+    for known, label in labels.items():
+        if text.casefold() == known.casefold():
+            return label
+    raise UserError(f"{where}: unknown label '{text}'.{did_you_mean(text, labels)}")
 
 
 def blue_labels(task: Task) -> dict[str, str]:
-    """Returns label of a relation in lower case -> label of the task; `false` is the task's negative label."""
+    """Returns label in BLUE's files -> label of the task; `false` is the task's negative label."""
     assert isinstance(task, LabelTask) and task.negative is not None
-    return {**{label.casefold(): label for label in task.labels}, "false": task.negative}
+    return {**{label: label for label in task.labels}, "false": task.negative}
 
 
 def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -88,7 +89,7 @@ def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     labels = blue_labels(task)
     found = NativeFile()
     for line in read_lines(path):
-        label = label_of(line, labels)
+        label = label_of(line.label, labels, line.where)
         found.records.append(Record((line.sentence, label), id=line.index, group=line.index.split(".")[0]))
     return not_empty(found, path, "index<TAB>sentence<TAB>label lines")
 
