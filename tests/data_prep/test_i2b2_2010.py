@@ -3,7 +3,7 @@
 import csv
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medtune_jax.data_prep.i2b2_2010 import read_folders
@@ -94,6 +94,7 @@ def test_concepts_that_overlap_become_one_marker():
     assert mark("a glass knee x", (2, 12, "problem"), (2, 7, "test")) == "a @problem-test$ x"
 
 
+@settings(deadline=None)
 @given(st.text(min_size=4, max_size=20), st.data())
 def test_marking_does_not_depend_on_the_order_of_entities_apart(text, data):
     a, b, c, d = sorted(data.draw(st.lists(st.integers(0, len(text)), min_size=4, max_size=4, unique=True)))
@@ -101,6 +102,7 @@ def test_marking_does_not_depend_on_the_order_of_entities_apart(text, data):
     assert mark(text, one, other) == mark(text, other, one) == f"{text[:a]}@x${text[b:c]}@y${text[d:]}"
 
 
+@settings(deadline=None)
 @given(st.lists(st.text(st.characters(exclude_characters="\r\n", codec="utf-8")), min_size=2, max_size=3))
 def test_fields_that_csv_wrote_are_read_back(fields):
     class Line:
