@@ -190,6 +190,7 @@ def draft_logits(
     columns_U: np.ndarray,
     *,
     config: LlamaConfig,
+    normalised: bool = False,
 ) -> tuple[Cache, jax.Array]:
     """One pass over drafted continuations; logits only where something is decided, and only of what may stand there.
 
@@ -197,6 +198,7 @@ def draft_logits(
       tokens_BN: int32, tokens at positions start_B, start_B + 1, ... (right-padded); all before is in the cache, which
         is donated.
       where_BM: indices into N of the predicting positions; columns_U: token ids.
+      normalised: return log-probabilities over the whole vocabulary instead.
 
     Returns:
       (cache, float32 logits [B, M, U]).
@@ -204,7 +206,7 @@ def draft_logits(
     x_BND, rope = _embed(weights, tokens_BN, start_B, config=config)
     run = partial(_draft_layer, rope=rope, start_B=jnp.asarray(start_B), config=config)
     x_BND, cache = _through(weights, x_BND, cache, run)
-    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config)
+    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config, normalised=normalised)
 
 
 # Prefill and draft run layer by layer from the host: one layer is compiled instead of all, and a layer over a whole
@@ -255,12 +257,21 @@ def _draft_layer(
     return _cached_layer(layer_weights, x_BND, k_BKTE, v_BKTE, rope=rope, positions_BN=positions_BN, config=config)
 
 
-@partial(jax.jit, static_argnames=("config",))
+@partial(jax.jit, static_argnames=("config", "normalised"))
 def _chosen_logits(
-    weights: Weights, x_BND: jax.Array, where_BM: jax.Array, columns_U: jax.Array, *, config: LlamaConfig
+    weights: Weights,
+    x_BND: jax.Array,
+    where_BM: jax.Array,
+    columns_U: jax.Array,
+    *,
+    config: LlamaConfig,
+    normalised: bool,
 ) -> jax.Array:
     x_BMD = jnp.take_along_axis(x_BND, where_BM[:, :, None], axis=1)
     hidden_BMD = rms_norm(x_BMD, weights.norm, config.rms_norm_eps)
+    if normalised:
+        logits_BMV = jnp.matmul(hidden_BMD, weights.head, preferred_element_type=jnp.float32)
+        return jax.nn.log_softmax(mask_padding(logits_BMV, config), axis=-1)[:, :, columns_U]
     return jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
 
 

@@ -2,18 +2,16 @@
 
 Rows wait in order of length, longest first, and are answered in the slots of one cache. Whenever enough slots are free,
 the next rows are prefilled into them, so the batch stays full and nothing is recompiled for it. All shapes are rounded
-up to a few sizes; `Engine.shapes` holds those met, one compilation each.
+up to a few sizes, one compilation each.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +22,9 @@ from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
+from medtune_jax.generate.likelihood import Candidates
 from medtune_jax.generate.planning import Planner
+from medtune_jax.generate.results import PROMPT_TOO_LONG, FinishReason, Generation, OnDone, Results
 from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.slots import Slots, round_up
 from medtune_jax.generate.template import NOT_FINITE, Row, TemplateRequest
@@ -35,28 +35,6 @@ __all__ = ["Engine", "Generation", "TemplateRequest"]
 
 _STEPS = 16  # tokens decoded between looks at which rows are done
 _PLANNED = 256  # template rows planned and sorted by true length at a time
-
-FinishReason = Literal["eos", "length", "constrained", "prompt_too_long"]
-OnDone = Callable[[int, "Generation"], None]
-
-
-@dataclass(frozen=True)
-class Generation:
-    """One answer.
-
-    Attributes:
-      tokens: the ids written, EOS not included.
-      text: what they add to the text of the prompt; under template decoding the row's output, without the template's
-        frame around it.
-      finish_reason: `eos`; `length` (max_new_tokens, or no position left); `constrained` (decoded by template);
-        `prompt_too_long` (nothing was written).
-      passes: forward passes after the prompt's: one per token in free decoding, one per draft in template decoding.
-    """
-
-    tokens: tuple[int, ...]
-    text: str
-    finish_reason: FinishReason
-    passes: int
 
 
 @dataclass
@@ -94,6 +72,11 @@ class _Templated:
     def need(self) -> int:
         return self.row.longest
 
+    def answer(self) -> Generation:
+        options, tokens = self.row.options, tuple(self.row.tokens[:-1])
+        text, decisions = self.request.allowed.text(options), sum(option != "" for option in options)
+        return Generation(tokens, text, "constrained", self.row.passes, decisions)
+
 
 class Engine:
     """Decodes with one model.
@@ -102,9 +85,6 @@ class Engine:
       params: the tree of model/llama.py; cast and placed once, the engine keeps its own copy.
       mesh: weights and key-value heads are split over `tensor`, slots over the batch axes; None = one device.
       dtype: of weights, activations and cache; float32 is computed with matmul precision "highest".
-
-    Attributes:
-      shapes: the distinct shapes run so far, each compiled once: (function, sizes...).
     """
 
     def __init__(
@@ -120,7 +100,6 @@ class Engine:
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.dtype = jnp.dtype(dtype)
-        self.shapes: set[tuple[Any, ...]] = set()
         self._weights = decode.decoding_weights(params, config, self.dtype, mesh)
         self._ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
@@ -133,7 +112,6 @@ class Engine:
         batch_size: int = 32,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        max_length: int | None = None,
         on_done: OnDone | None = None,
         progress: str | None = None,
     ) -> list[Generation]:
@@ -144,7 +122,6 @@ class Engine:
           max_new_tokens: tokens allowed, EOS included; one number or one per prompt.
           batch_size: slots decoded together.
           seed, rows: a prompt's randomness depends on seed and its number in `rows` (default: its index) alone.
-          max_length: positions of prompt and answer together; default and most: config.max_positions.
           on_done: called as (index, generation) when a row is finished, in any order.
           progress: label of a progress line on stderr; None = none.
 
@@ -155,17 +132,16 @@ class Engine:
           UserError: the model's logits are not finite.
         """
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
-        most = min(max_length or self.config.max_positions, self.config.max_positions)
-        results = _Results(len(prompts), on_done, progress)
+        results = Results(len(prompts), on_done, progress)
         waiting = []
         for index, (prompt, limit) in enumerate(zip(prompts, limits, strict=True)):
-            room = min(limit, most - len(prompt))
+            room = min(limit, self.config.max_positions - len(prompt))
             if not prompt:
                 raise ValueError(f"prompt {index} is empty: it must at least hold BOS")
-            if most - len(prompt) < 1:
-                results.add(index, Generation((), "", "prompt_too_long", 0))
+            if self.config.max_positions - len(prompt) < 1:
+                results.add(index, PROMPT_TOO_LONG)
             elif room < 1:
-                results.add(index, Generation((), "", "length", 0))
+                results.add(index, Generation((), "", "length", 0, 0))
             else:
                 waiting.append(_Free(index, prompt, room, index if rows is None else rows[index], []))
         waiting.sort(key=lambda row: -row.need)
@@ -181,7 +157,8 @@ class Engine:
                     if ended or len(row.chosen) == row.limit:
                         tokens = tuple(row.chosen[:-1] if ended else row.chosen)
                         text = self._continuation(row.prompt, tokens)
-                        results.add(row.index, Generation(tokens, text, "eos" if ended else "length", len(row.chosen)))
+                        reason: FinishReason = "eos" if ended else "length"
+                        results.add(row.index, Generation(tokens, text, reason, len(row.chosen), len(tokens)))
                         slots.free(slot)
         return results.finished()
 
@@ -191,9 +168,7 @@ class Engine:
         template: Template,
         *,
         batch_size: int = 32,
-        max_length: int | None = None,
         on_done: OnDone | None = None,
-        progress: str | None = None,
     ) -> list[Generation]:
         """Decodes rows whose outputs are known up to a few decisions (generate/template.py): constrained greedy.
 
@@ -201,39 +176,123 @@ class Engine:
 
         Args:
           batch_size: drafts of one pass; `decode.most_drafts` may lower it.
-          max_length: positions of prompt and output together, EOS included; default and most: config.max_positions.
           Others as in `generate`.
 
         Returns:
           one Generation per request, in order.
         """
-        most = min(max_length or self.config.max_positions, self.config.max_positions)
         batch_size = min(batch_size, decode.most_drafts() or batch_size)
-        results = _Results(len(requests), on_done, progress)
+        results = Results(len(requests), on_done)
         with self._context(), results:
-            feed = self._plan(requests, template, most, results)
-            slots = self._slots(feed, len(requests), batch_size)
+            slots = self._slots(self._plan(requests, template, results), len(requests), batch_size)
             while slots.admit():
                 for slot, one in self._improve(slots):
-                    text = one.request.allowed.text(one.row.options)
-                    results.add(one.index, Generation(tuple(one.row.tokens[:-1]), text, "constrained", one.row.passes))
+                    results.add(one.index, one.answer())
                     slots.free(slot)
         return results.finished()
 
-    def _plan(
-        self, requests: Sequence[TemplateRequest], template: Template, most: int, results: _Results
-    ) -> Iterator[_Templated]:
-        """Yields planned rows, about longest first; rows that do not fit are answered here."""
+    def loglikelihoods(
+        self,
+        requests: Sequence[TemplateRequest],
+        template: Template,
+        *,
+        batch_size: int = 32,
+        skip: Collection[int] = (),
+        on_done: OnDone | None = None,
+    ) -> dict[int, Generation]:
+        """Computes the log-likelihood of every allowed output of each row (generate/likelihood.py).
+
+        A prompt is computed once, its candidates are passed over its keys and values; float32 log-softmax over the
+        whole vocabulary. Which rows share a batch depends on all requests alone, so that a value is the same to the
+        last bit whichever rows are skipped.
+
+        Args:
+          requests: each allows the options of one slot.
+          batch_size: as in `decode_template`.
+          skip: indices of requests that need no answer.
+          on_done: called as (index, generation) when a row is finished, in any order.
+
+        Returns:
+          index -> Generation: the likeliest output (of equals the first) and the log-likelihoods of all; or
+          `prompt_too_long`.
+
+        Raises:
+          UserError: the model's logits are not finite.
+        """
+        if wrong := [request.name for request in requests if len(request.allowed.slots) != 1]:
+            raise ValueError(f"{wrong[0]} allows more than the options of one slot")
+        size = self._batch(len(requests), min(batch_size, decode.most_drafts() or batch_size))[0]
+        found: dict[int, Generation] = {}
+
+        def done(index: int, generation: Generation) -> None:
+            if index not in skip:
+                found[index] = generation
+                if on_done is not None:
+                    on_done(index, generation)
+
+        with self._context():
+            for planned in self._planned(requests, template, skip):
+                rows = sorted((Candidates(index, row) for index, row in planned), key=lambda one: -one.need)
+                fitting = [one for one in rows if one.need <= self.config.max_positions]
+                for one in rows[: len(rows) - len(fitting)]:
+                    done(one.index, PROMPT_TOO_LONG)
+                for start in range(0, len(fitting), size):
+                    batch = fitting[start : start + size]
+                    if not all(one.index in skip for one in batch):
+                        for one, generation in zip(batch, self._score(batch, size), strict=True):
+                            done(one.index, generation)
+        return found
+
+    def _planned(
+        self, requests: Sequence[TemplateRequest], template: Template, skip: Collection[int] = ()
+    ) -> Iterator[list[tuple[int, Row]]]:
+        """Yields the planned rows with their indices, some hundred at a time, about longest first; groups of which
+        every row is skipped are left out."""
         planner = Planner(self.tokenizer, template)
         size = [len(template.prompt(r.instruction, r.input)) + len(r.input) for r in requests]
         order = sorted(range(len(requests)), key=lambda index: -size[index])
         for start in range(0, len(order), _PLANNED):
-            planned = [_Templated(i, requests[i], planner.plan(requests[i])) for i in order[start : start + _PLANNED]]
-            for one in sorted(planned, key=lambda one: -one.need):
-                if one.need > most:
-                    results.add(one.index, Generation((), "", "prompt_too_long", 0))
+            group = order[start : start + _PLANNED]
+            if not all(index in skip for index in group):
+                yield [(index, planner.plan(requests[index])) for index in group]
+
+    def _plan(self, requests: Sequence[TemplateRequest], template: Template, results: Results) -> Iterator[_Templated]:
+        """Yields planned rows, about longest first; rows that do not fit are answered here."""
+        for planned in self._planned(requests, template):
+            group = [_Templated(index, requests[index], row) for index, row in planned]
+            for one in sorted(group, key=lambda one: -one.need):
+                if one.need > self.config.max_positions:
+                    results.add(one.index, PROMPT_TOO_LONG)
                 else:
                     yield one
+
+    def _score(self, batch: Sequence[Candidates], size: int) -> list[Generation]:
+        """Computes the candidates of up to `size` rows."""
+        slots = Slots(self._weights, self.config, self.dtype, iter(batch), size, chunk=size)
+        slots.admit()
+        tokens = sorted({token for one in batch for candidate in one.tokens for token in candidate})
+        columns_U = np.zeros(round_up(len(tokens), 8), np.int32)
+        columns_U[: len(tokens)] = tokens
+        longest = round_up(1 + max(len(context) for one in batch for context in one.contexts), 8)
+        where_BM = np.broadcast_to(np.arange(longest, dtype=np.int32), (size, longest))
+        start_B = np.zeros(size, np.int32)
+        passes = []
+        for turn in range(max(len(one.contexts) for one in batch)):
+            tokens_BN = np.zeros((size, longest), np.int32)
+            for slot, one in enumerate(batch):
+                context = one.contexts[min(turn, len(one.contexts) - 1)]
+                tokens_BN[slot, : 1 + len(context)] = [one.row.prompt[-1], *context]
+                start_B[slot] = len(one.row.prompt) - 1
+            slots.cache, logprobs_BMU = decode.draft_logits(
+                self._weights, slots.cache, tokens_BN, start_B, where_BM, columns_U, config=self.config, normalised=True
+            )
+            passes.append(np.asarray(logprobs_BMU))
+            # Padding behind a context is computed too, from whatever the cache holds; no row of it is looked at.
+        column = {token: index for index, token in enumerate(tokens)}
+        answers = [one.answer([found[slot] for found in passes], column) for slot, one in enumerate(batch)]
+        if not all(math.isfinite(value) for one in answers for value in (one.loglikelihoods or {}).values()):
+            raise UserError(NOT_FINITE)
+        return answers
 
     def _improve(self, slots: Slots[_Templated]) -> list[tuple[int, _Templated]]:
         """Runs one pass over every slot's draft; returns (slot, row) of those that are final."""
@@ -251,7 +310,6 @@ class Engine:
             tokens_BN[slot, : len(text)] = [one.row.prompt[-1], *text[:-1]]
             where_BM[slot, : len(row)] = [at for at, _ in row]
             start_B[slot] = len(one.row.prompt) - 1
-        self.shapes.add(("draft", *tokens_BN.shape, slots.length, where_BM.shape[1], len(columns_U)))
         slots.cache, logits = decode.draft_logits(
             self._weights, slots.cache, tokens_BN, start_B, where_BM, columns_U, config=self.config
         )
@@ -267,7 +325,6 @@ class Engine:
             token_B[slot] = row.chosen[-1] if row.chosen else row.prompt[-1]
             position_B[slot] = len(row.prompt) + len(row.chosen) - 1
             count_B[slot], limit_B[slot], rows_B[slot] = len(row.chosen), row.limit, row.number
-        self.shapes.add(("decode", batch, slots.length))
         slots.cache, chosen_BN = decode.decode_steps(
             self._weights,
             slots.cache,
@@ -285,10 +342,14 @@ class Engine:
         return np.asarray(chosen_BN)
 
     def _slots(self, feed: Iterator[Any], rows: int, batch_size: int) -> Slots[Any]:
+        batch, chunk = self._batch(rows, batch_size)
+        return Slots(self._weights, self.config, self.dtype, feed, batch, chunk=chunk)
+
+    def _batch(self, rows: int, batch_size: int) -> tuple[int, int]:
+        """Returns (slots, how many of them are prefilled together)."""
         batch = min(batch_size, 1 << max(0, rows - 1).bit_length())
         chunk = max(1, batch // 4 // self._ways) * self._ways
-        batch = -(-batch // chunk) * chunk
-        return Slots(self._weights, self.config, self.dtype, feed, batch, shapes=self.shapes, chunk=chunk)
+        return -(-batch // chunk) * chunk, chunk
 
     def _continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """Returns what `tokens` add to the prompt's text (alone, they would lose a leading space)."""
@@ -304,43 +365,3 @@ class Engine:
             if self.dtype == jnp.float32:
                 stack.enter_context(jax.default_matmul_precision("highest"))
             yield
-
-
-class _Results:
-    """Collects answers, tells `on_done`, and keeps the progress line."""
-
-    def __init__(self, count: int, on_done: OnDone | None, label: str | None):
-        self._answers: list[Generation | None] = [None] * count
-        self._on_done = on_done
-        self._label = label
-        self._bar: Any = None
-        self._tokens = 0
-        self._started = time.monotonic()
-
-    def __enter__(self) -> _Results:
-        if self._label is not None:
-            from tqdm import tqdm
-
-            # On a terminal the line moves; in a log file it is written twice a minute.
-            pause = 0.5 if sys.stderr.isatty() else 30
-            self._bar = tqdm(total=len(self._answers), desc=self._label, unit="row", file=sys.stderr, mininterval=pause)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-    def add(self, index: int, answer: Generation) -> None:
-        self._answers[index] = answer
-        self._tokens += len(answer.tokens)
-        if self._bar is not None:
-            rate = self._tokens / max(1e-9, time.monotonic() - self._started)
-            self._bar.set_postfix_str(f"{rate:,.0f} tokens/s", refresh=False)
-            self._bar.update()
-        if self._on_done is not None:
-            self._on_done(index, answer)
-
-    def finished(self) -> list[Generation]:
-        missing = [index for index, answer in enumerate(self._answers) if answer is None]
-        assert not missing, f"rows {missing} were never answered"
-        return [answer for answer in self._answers if answer is not None]

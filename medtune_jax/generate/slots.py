@@ -53,13 +53,12 @@ class Slots(Generic[Kind]):
         feed: Iterator[Kind],
         batch: int,
         *,
-        shapes: set[tuple[Any, ...]],
         chunk: int,
     ):
         self.rows: list[Kind | None] = [None] * batch
         self.cache = decode.empty_cache(config, batch, _POSITIONS, dtype)
         self._weights, self._config = weights, config
-        self._feed, self._chunk, self._shapes = feed, chunk, shapes
+        self._feed, self._chunk = feed, chunk
 
     @property
     def length(self) -> int:
@@ -103,5 +102,4 @@ class Slots(Generic[Kind]):
             lengths[index] = len(row.filled)
             tokens[index, : lengths[index]] = row.filled
             slots[index] = slot
-        self._shapes.add(("prefill", *tokens.shape, *self.cache.k[0].shape[::2]))
         self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)

@@ -40,15 +40,12 @@ class TemplateRequest:
 
     Attributes:
       instruction, input: the row's; allowed: its task's `allowed(input)`.
-      draft: the option that the first draft prefers wherever it is permitted; None = each slot's first option. It
-        changes the number of passes, never the text.
       name: of the row, for errors.
     """
 
     instruction: str
     input: str
     allowed: Allowed
-    draft: str | None = None
     name: str = "a row"
 
 
@@ -57,8 +54,9 @@ class Piece:
     """A stretch of the output between two cuts.
 
     Attributes:
-      options: the permitted combinations of the options of its slots, preferred ones first; one, empty, if it has none.
-      tokens: the token ids of each combination; none is a prefix of another.
+      options: the permitted combinations of the options of its slots; one, empty, if it has none.
+      tokens: the token ids of each combination. They are empty where the output has ended before this piece; of the
+        others none is a prefix of another, and none of them may follow where an empty one may.
     """
 
     allowed: Allowed
@@ -92,7 +90,7 @@ class Piece:
         """Returns (depth, tokens that some combination has there) wherever `chosen`'s way through the trie forks."""
         if chosen not in self._branches:
             forks = []
-            alive = list(range(len(self.tokens)))
+            alive = [index for index, tokens in enumerate(self.tokens) if tokens]
             for depth in range(self.shared, len(self.tokens[chosen])):
                 children = frozenset(self.tokens[index][depth] for index in alive)
                 if len(children) > 1:
@@ -107,16 +105,16 @@ class Row:
 
     Attributes:
       prompt: ids before the first token that depends on the output, BOS first.
-      draft: the combination chosen in each piece.
+      draft: the combination chosen in each piece; at first each piece's first that is permitted.
       longest: tokens of prompt and longest allowed output, EOS included.
       passes: forward passes over the draft so far.
     """
 
-    def __init__(self, prompt: Sequence[int], pieces: Sequence[Piece]):
+    def __init__(self, prompt: Sequence[int], pieces: Sequence[Piece], longest_output: int):
         self.prompt = list(prompt)
         self.pieces = tuple(pieces)
         self.passes = 0
-        self.longest = len(self.prompt) + sum(max(map(len, piece.tokens)) for piece in self.pieces)
+        self.longest = len(self.prompt) + longest_output
         self.draft: list[int] = []
         previous: str | None = None
         for piece in self.pieces:
@@ -176,7 +174,7 @@ class Row:
                         best = min(children, key=lambda token: (-scores[columns[token]], token))
                     else:
                         best = piece.tokens[alive[0]][depth]
-                    changed |= not same or best != piece.tokens[drafted][depth]
+                    changed = changed or not same or best != piece.tokens[drafted][depth]
                     alive = tuple(index for index in alive if piece.tokens[index][depth] == best)
                 depth += 1
             draft.append(alive[0])
@@ -186,10 +184,23 @@ class Row:
         return final
 
 
+def longest_output(pieces: Sequence[Piece]) -> int:
+    """Returns the number of tokens of the longest permitted way through the pieces."""
+    longest: dict[str | None, int] = {None: 0}  # by the last option of the way so far
+    for piece in pieces:
+        longer: dict[str | None, int] = {}
+        for previous, length in longest.items():
+            for index in piece.permitted(previous):
+                last = _last(piece.options[index], previous)
+                longer[last] = max(longer.get(last, 0), length + len(piece.tokens[index]))
+        longest = longer
+    return max(longest.values())
+
+
 def _last(combination: tuple[str, ...], previous: str | None) -> str | None:
     return combination[-1] if combination else previous
 
 
-def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
+def common_prefix(a: Sequence[object], b: Sequence[object]) -> int:
     """Returns the length of the longest common beginning."""
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))

@@ -146,8 +146,6 @@ def test_budgets_end_and_positions_end_and_prompts_that_fill_them_are_named() ->
         "length",
         "length",
     ]
-    shorter = engine.generate([prompts[0]], method=Greedy(), max_new_tokens=9, max_length=12)
-    assert shorter[0].tokens == answers[0].tokens[:2]
 
 
 def test_eos_ends_a_row_and_decoding_stops_when_all_have_ended(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,11 +186,13 @@ def test_rows_are_reported_once_each_as_they_finish() -> None:
 
 
 def test_few_shapes_are_compiled() -> None:
-    engine, _ = tiny_engine(TOKENIZER)
+    engine, _ = tiny_engine(TOKENIZER, intermediate_size=40)  # of no other test
+    programs: list[Any] = [decode.decode_steps, decode._prefill_layer, decode._fill]
+    before = [program._cache_size() for program in programs]
     prompts = [[1, *[5] * n] for n in range(1, 60)]
     engine.generate(prompts, method=Greedy(), max_new_tokens=8, batch_size=8)
-    assert len({shape for shape in engine.shapes if shape[0] == "decode"}) <= 3
-    assert len(engine.shapes) <= 9
+    after = [program._cache_size() for program in programs]
+    assert all(1 <= now - then <= 3 for then, now in zip(before, after, strict=True))
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}, {"data": 8}])

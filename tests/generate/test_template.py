@@ -172,18 +172,6 @@ def test_of_equal_logits_the_lowest_id_is_chosen() -> None:
     assert answer.text == "a : B\nb : B\nc : B"  # "B" comes before "I" and "O" in the vocabulary
 
 
-def test_the_draft_changes_the_passes_and_never_the_text() -> None:
-    engine, _ = tiny_engine(LongestMatch())
-    task = NerTask()
-    texts = sentences(8, 8, seed=4)
-    by_draft = {
-        draft: engine.decode_template([TemplateRequest("", text, task.allowed(text), draft) for text in texts], TRAIN)
-        for draft in (None, "B", "I")
-    }
-    assert len({tuple(answer.text for answer in answers) for answers in by_draft.values()}) == 1
-    assert len({tuple(answer.passes for answer in answers) for answers in by_draft.values()}) > 1
-
-
 def test_passes_are_few_and_a_single_decision_takes_one() -> None:
     engine, _ = tiny_engine(LongestMatch())
     task = LabelTask("relation", ("Yes", "No"))
@@ -231,13 +219,14 @@ def check_random_choices(tokenizer: Tokenizer, texts: list[str]) -> None:
 
 
 def test_the_longest_allowed_output_must_fit_to_the_last_position() -> None:
-    engine, _ = tiny_engine(LongestMatch())
     request = TemplateRequest("", "text", LabelTask("relation", ("Yes", "Perhaps")).allowed("text"))
     text = TRAIN.prompt("", "text") + TRAIN.completion("Perhaps")
-    positions = len(engine.tokenizer.encode(text)) + 2  # BOS and EOS
+    positions = len(LongestMatch().encode(text)) + 2  # BOS and EOS
     for length, reason in ((positions, "constrained"), (positions - 1, "prompt_too_long")):
-        (answer,) = engine.decode_template([request], TRAIN, max_length=length)
+        engine, _ = tiny_engine(LongestMatch(), max_positions=length)
+        (answer,) = engine.decode_template([request], TRAIN)
         assert answer.finish_reason == reason
+        assert engine.loglikelihoods([request], TRAIN)[0].finish_reason == reason
 
 
 @pytest.mark.parametrize("folder", ["models/stories260K", "tokenizers/llama2"])
