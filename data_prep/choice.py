@@ -13,7 +13,7 @@ from medtune_jax.tasks.base import Task
 _MEDQA = "an object with question, options (A, B, ..), answer_idx"
 _MEDMCQA = "an object with question, opa, opb, opc, opd, cop"
 _LETTERS = "ABCD"
-_LETTER_OPTION = re.compile(r"[a-d]+", re.IGNORECASE)  # the option "ac": options a and c of a lost list
+_LETTER_OPTION = re.compile(r"[a-d]{1,2}", re.IGNORECASE)  # the option "ac": statements a and c of a list
 
 
 def read_medqa(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -43,7 +43,8 @@ def read_medmcqa(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     file) are dropped and counted.
 
     Defects of the corpus stay in and are told in meta: `gold_repeated` where another option has the gold one's text,
-    `letter_options` where an option only names others ("ac"), choice_type `multi` although one answer is given.
+    `letter_options` where two options or more are just letters ("a", "ac"), choice_type `multi` although one answer is
+    given.
 
     Raises:
       UserError: with file and line: not a JSON object, a key missing, a `cop` that is not 1 to 4; with the file: not
@@ -63,7 +64,7 @@ def read_medmcqa(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         meta = {key: item[key] for key in ("subject_name", "choice_type") if isinstance(item.get(key), str)}
         if options.count(options[cop - 1]) > 1:
             meta["gold_repeated"] = True
-        if any(_LETTER_OPTION.fullmatch(option) for option in options):
+        if sum(_LETTER_OPTION.fullmatch(option) is not None for option in options) > 1:
             meta["letter_options"] = True
         name = item.get("id")
         found.records.append(

@@ -54,10 +54,11 @@ def test_medmcqa_counts_its_answers_from_one(file):
 
 
 def test_doubtful_gold_stays_in_and_is_told(file):
-    found = read_medmcqa(file(medmcqa(opd="b1"), medmcqa(opc="ac")), TASK)
+    found = read_medmcqa(file(medmcqa(opd="b1"), medmcqa(opa="c", opc="ac"), medmcqa(opa="AA")), TASK)
     assert [record.meta for record in found.records] == [
         {"choice_type": "multi", "gold_repeated": True},
         {"choice_type": "multi", "letter_options": True},
+        {"choice_type": "multi"},
     ]
 
 
