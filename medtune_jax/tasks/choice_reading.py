@@ -16,7 +16,7 @@ from medtune_jax.tasks.label_text import Scanner, answer_lines, phrase_pattern
 
 _ALONE = re.compile(r"[(\[\"'*]{0,3}([A-Za-z])[)\]\"'*.:,;]{0,4}")
 # What may follow a bare letter: without it, "A patient" and "B cells" are words.
-_AFTER = r"(?=\s*(?:$|[.,;:!?)\]\"'*])|\s+(?:because|since|as|is|was)(?!\w))"
+_AFTER = r"(?=\s*(?:$|[.,;:!?()\[\]\"'*\u2013-])|\s+(?:because|since|as|is|was)(?!\w))"
 _MARKED = "|".join(
     (
         r"[(\[][A-Za-z][)\]]",  # (B) anywhere
@@ -80,7 +80,10 @@ def _read_line(line: str, options: Sequence[str]) -> tuple[str | None, list[str]
         if len(named) > 1 or any(one.denied or _ANOTHER.match(line, one.end) for one in marked):
             return None, ["ambiguous"]
         letter = named.pop()
-        return (letter, ["extra_text"]) if letter in letters else (None, ["no_such_option"])
+        if letter in letters:
+            return letter, ["extra_text"]
+        if not alone:
+            return None, ["no_such_option"]
     chosen, problems = _read_text(line.casefold(), [text.casefold() for text in texts])
     return chosen, ["no_such_option"] if alone and chosen is None else problems
 

@@ -216,8 +216,9 @@ class LabelsTask(Task):
         """Returns `constant`: the set that scores most on the leading metric where every training row is given it.
 
         Candidates: None, the 20 sets that occur most, and the k most frequent labels for each k; one of the last is
-        the best of all sets for micro_f1, whose value for k labels depends only on how often they occur. Ties: the set
-        that occurs more often, then the smaller one. Training rows that do not parse teach nothing.
+        the best of all sets for micro_f1, whose value for k labels depends only on how often they occur, and for
+        macro_f1 (all labels). Ties: the set that occurs more often, then the smaller one. Training rows that do not
+        parse teach nothing.
         """
         read = (self.gold(output, input, {}).annotation for input, output in train)
         seen = Counter(annotation[1] for annotation in read if annotation is not None)

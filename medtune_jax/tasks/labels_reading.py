@@ -100,9 +100,8 @@ def _check_separable(labels: Sequence[str]) -> None:
         pieces.update(set(own))
     shared = [piece for piece, count in pieces.items() if count > 1]
     if shared or not labels:
-        raise ValueError(
-            f"labels must differ in more than case and share no part between commas: {shared or 'no labels'}"
-        )
+        named = ", ".join(shared) or "there are none"
+        raise ValueError(f"labels must differ in more than case and share no part between commas: {named}")
 
 
 def _forms(labels: Sequence[str]) -> dict[str, tuple[str, str]]:
