@@ -105,7 +105,7 @@ SOURCES = (
     Source(
         name="BC2GM",
         task=NerTask(),
-        licence="unknown",
+        licence="unknown",  # MTL-Bioinformatics-2016 offers its materials under CC-BY-4.0; of the corpus none was found
         credentialed=False,
         description="Gene mentions of the BioCreative II shared task (Smith et al. 2008).",
         where=_MTL.format("BC2GM-IOB"),
@@ -126,9 +126,15 @@ SOURCES = (
         credentialed=False,
         description="Molecular biology terms of GENIA abstracts in the five types of the shared task, 8,662 in test "
         "(Collier and Kim 2004).",
-        where=_MTL.format("JNLPBA").split(";")[0] + ", into the folder JNLPBA-5types",
+        where="CoNLL files train.tsv, devel.tsv, test.tsv with tags such as B-cell_type from "
+        "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/JNLPBA) into the folder JNLPBA-5types",
         layouts=_CONLL,
-        expected={"test": {"rows": 3856, "mentions": 8662}},
+        splits={
+            "bcbe6499e69de248d13b207246597ac33f44fda9948cb7ecdf0a297c63cf96e2": "validation",
+            "5df61ef4b491640a62a2d0d0631d0896fa3f9477329344bd4685bb976cb4bc49": "test",
+        },
+        # Its devel.tsv is another part of GENIA's training set than the single-type set's.
+        expected={"validation": {"rows": 1739, "mentions": 4551}, "test": {"rows": 3856, "mentions": 8662}},
         aliases=("jnlpba_5types",),
     ),
     Source(
