@@ -42,6 +42,8 @@ class LabelTask(Task):
         self.metric = leading_metric(metric, names)
         self._finder = LabelFinder(self.labels)
         self._allowed = Allowed((Slot(self.labels),))
+        # Made once: a row's table is copied tens of thousands of times.
+        self._no_cells: dict[str, float] = {_cell(one, other): 0 for one in self.labels for other in (*self.labels, "")}
 
     def render(self, annotation: tuple[str, ...]) -> tuple[str, str]:
         """Returns (input, label).
@@ -77,8 +79,7 @@ class LabelTask(Task):
           ValueError: the gold label is not of the set.
         """
         predicted = "" if parsed.annotation is None else parsed.annotation[-1]
-        counts: dict[str, float] = {"rows": 1, "unparsable": int(parsed.annotation is None)}
-        counts |= {_cell(one, other): 0 for one in self.labels for other in (*self.labels, "")}
+        counts = {**self._no_cells, "rows": 1, "unparsable": int(parsed.annotation is None)}
         counts[_cell(self._known(gold[-1]), predicted)] = 1
         return counts
 
