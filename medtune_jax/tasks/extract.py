@@ -61,8 +61,9 @@ class ExtractTask(Task):
         self.fields = tuple(fields)
         if bool(self.fields) + ranked + single > 1:
             raise ValueError("a task has fields, or is ranked, or asks for a single answer; not two of these")
-        if len({field.strip().casefold() for field in self.fields} - {""}) != len(self.fields):
-            raise ValueError(f"fields must be non-empty and differ in more than case: {self.fields}")
+        plain = {field.casefold() for field in self.fields if field and field == field.strip()}
+        if len(plain) != len(self.fields):
+            raise ValueError(f"fields must be non-empty, unpadded and differ in more than case: {self.fields}")
         self.ranked = ranked
         self.single = single
         self.metric = "mrr" if ranked else "exact_match" if single else "f1"
@@ -265,13 +266,13 @@ class ExtractTask(Task):
         on the leading metric where every training row is given it (ties: the more frequent, then the earlier)."""
         answers = Counter(output for _, output in train if self.parse(output, "").annotation is not None)
         empty = json.dumps({field: [] for field in self.fields} if self.fields else [])
+        golds: list[tuple[Any, int]] = [(self.parse(output, "").annotation, n) for output, n in answers.items()]
         tried = list(dict.fromkeys([*(answer for answer, _ in answers.most_common(_CANDIDATE_ANSWERS)), empty]))
 
         def score(answer: str) -> float:
             parsed = self.parse(answer, "")
             totals: defaultdict[str, np.ndarray] = defaultdict(lambda: np.zeros(()))
-            for output, count in answers.items():
-                gold: Any = self.parse(output, "").annotation
+            for gold, count in golds:
                 for name, value in self.statistics(gold, parsed, "").items():
                     totals[name] = totals[name] + value * count
             return float(self.metrics(totals)[self.metric])

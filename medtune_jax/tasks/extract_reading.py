@@ -267,7 +267,7 @@ def _plain_list(text: str, single: bool, problems: list[str]) -> list[str] | Non
         kind, names = "lines", [line.removesuffix(".") if single else line for line in rest]
     else:
         kind, names = "commas", rest[0].split(",")
-    names = [name.strip(' "') for name in names]
+    names = [name.strip().strip('"').strip() for name in names]
     if kind != "bullets" and not all(map(_is_short, names)):
         names = []
     names = [name for name in names if any(map(str.isalnum, name))]
