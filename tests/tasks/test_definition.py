@@ -179,7 +179,7 @@ def test_every_key_reaches_the_source(tmp_path):
         ({"gold_sha256": {"test": "ab"}}, "gold_sha256.test: must be the 64 hex digits"),
         (
             {"published": [{"model": "BERT", "metric": "f1", "value": 87.2, "cited": "x"}]},
-            "published.value: 87.2 is not",
+            "value: 87.2 is not",
         ),
         ({"published": [{"model": "BERT", "metric": "f1", "value": 0.8}]}, "published.cited: is missing"),
         ({"published": [{"model": "BERT", "metrik": "f1"}]}, "published.*"),
@@ -192,7 +192,7 @@ def test_a_mistake_is_named_with_file_and_key(change, said):
 
 
 def test_a_choice_is_given_in_a_known_form():
-    with pytest.raises(UserError, match="answer_form: unknown form 'index'. Did you mean 'index"):
+    with pytest.raises(UserError, match=r"answer_form: unknown form 'index'\. Did you mean 'index"):
         source_of(of_task("choice") | {"answer_form": "index"})
 
 
@@ -237,5 +237,5 @@ def test_a_damaged_manifest_is_named_and_a_foreign_one_is_left_alone(tmp_path):
     (tmp_path / "manifest.json").write_text('["x"]')
     assert read_rows(tmp_path, "train")
     (tmp_path / "manifest.json").write_text('{\n"sources": ')
-    with pytest.raises(UserError, match="manifest.json:2: not JSON"):
+    with pytest.raises(UserError, match=r"manifest\.json:2: not JSON"):
         read_rows(tmp_path, "train")
