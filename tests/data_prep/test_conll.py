@@ -42,6 +42,7 @@ def test_a_single_type_serves_a_task_without_types(read):
 def test_document_markers_are_dropped_and_counted(read):
     found = read("-DOCSTART-\tO\n\na\tO\n\n###MEDLINE:95369245\n\nb\tO\n-DOCSTART-\tO\n")
     assert [tokens for tokens, _ in found.annotations] == [("a",), ("b", "-DOCSTART-")]
+    assert [record.group for record in found.records] == ["1", "95369245"]
     assert found.dropped == {"document marker": 2}
 
 

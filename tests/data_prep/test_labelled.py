@@ -39,6 +39,7 @@ def test_pairs_are_read_in_mednli_form(file):
     )
     found = read_nli_jsonl(file(text), NLI)
     assert found.annotations == [("a", "b", "Entailment"), ("one two\u2028", "b", "Neutral")]
+    assert [record.id for record in found.records] == ["7", ""]
     assert found.dropped == {"gold_label is '-': no consensus": 1}
 
 

@@ -7,7 +7,7 @@ from medtune_jax.tasks.source import UNSTATED, Layout, Published, Source
 
 _MTL = (
     "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 "
-    "(data/{}); BioBERT's NER download holds the same sentences"
+    "(data/{}) into {{raw_dir}}/{}; BioBERT's NER download holds the same sentences"
 )
 _CONLL = (Layout("conll", {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}),)
 _CLINICAL = "arXiv 2401.00579, Table 3; its rows are not stated"
@@ -39,7 +39,7 @@ SOURCES = (
         licence="CC0-1.0",
         credentialed=False,
         description="Disease mentions in PubMed abstracts (Dogan et al. 2014).",
-        where=_MTL.format("NCBI-disease-IOB"),
+        where=_MTL.format("NCBI-disease-IOB", "NCBI-disease"),
         layouts=_CONLL,
         splits={
             "49ac8076c654daec7ff20be20387ff24ad8786a0a7af80cdf4fd69af4a1861a0": "train",
@@ -56,7 +56,7 @@ SOURCES = (
         licence="CC-PDM-1.0",
         credentialed=False,
         description="Disease mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
-        where=_MTL.format("BC5CDR-disease-IOB"),
+        where=_MTL.format("BC5CDR-disease-IOB", "BC5CDR-disease"),
         layouts=_CONLL,
         splits={
             "21df648892796f26645a89b47c6acf716e877b764312cf2648dde15cf541d230": "train",
@@ -73,7 +73,7 @@ SOURCES = (
         licence="CC-PDM-1.0",
         credentialed=False,
         description="Chemical mentions of the BioCreative V chemical-disease relation corpus (Li et al. 2016).",
-        where=_MTL.format("BC5CDR-chem-IOB"),
+        where=_MTL.format("BC5CDR-chem-IOB", "BC5CDR-chem"),
         layouts=_CONLL,
         splits={
             "d6b83681cc06084b5c3b3fb3088b8286c846e3008e9fd684d5632c3a982e6d16": "train",
@@ -91,7 +91,7 @@ SOURCES = (
         credentialed=False,
         description="Molecular biology terms of GENIA abstracts as one type, 6,241 in test (Collier and Kim 2004).",
         where="CoNLL files train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
-        "(https://github.com/dmis-lab/biobert); not the five-type set",
+        "(https://github.com/dmis-lab/biobert) into {raw_dir}/JNLPBA; not the five-type set",
         layouts=_CONLL,
         splits={
             "324c2d6e74213cc25e306020463fbba22042cc04c9e79c673ae27eadca38d53b": "train",
@@ -108,7 +108,7 @@ SOURCES = (
         licence="unknown",  # MTL-Bioinformatics-2016 offers its materials under CC-BY-4.0; of the corpus none was found
         credentialed=False,
         description="Gene mentions of the BioCreative II shared task (Smith et al. 2008).",
-        where=_MTL.format("BC2GM-IOB"),
+        where=_MTL.format("BC2GM-IOB", "BC2GM"),
         layouts=_CONLL,
         splits={
             "47e8b070e171bfd3b96f8d3df0de615d570f9ce35f41f16ffe9c34043fdb098c": "train",
@@ -127,7 +127,7 @@ SOURCES = (
         description="Molecular biology terms of GENIA abstracts in the five types of the shared task, 8,662 in test "
         "(Collier and Kim 2004).",
         where="CoNLL files train.tsv, devel.tsv, test.tsv with tags such as B-cell_type from "
-        "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/JNLPBA) into the folder JNLPBA-5types",
+        "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/JNLPBA) into {raw_dir}/JNLPBA-5types",
         layouts=_CONLL,
         splits={
             "bcbe6499e69de248d13b207246597ac33f44fda9948cb7ecdf0a297c63cf96e2": "validation",
@@ -146,7 +146,7 @@ SOURCES = (
         where="sign the agreement and download the 2012 temporal relations data from the DBMI Data Portal "
         "(https://portal.dbmi.hms.harvard.edu/projects/n2c2-nlp/); unpack "
         "2012-07-15.original-annotation.release.tar.gz and 2012-08-23.test-data.groundtruth.tar.gz (ground_truth) into "
-        "the folder i2b2-2012, or put there train.tsv, devel.tsv and test.tsv of token<TAB>tag lines such as "
+        "{raw_dir}/i2b2-2012, or put there train.tsv, devel.tsv and test.tsv of token<TAB>tag lines such as "
         "fever<TAB>B-PROBLEM",
         layouts=(
             *_CONLL,
