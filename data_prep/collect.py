@@ -133,7 +133,7 @@ def lack(place: Place, splits: Sequence[str] = ()) -> dict[str, Any]:
         "files": absent,
         "paths": [str(place.looked / file) for file in absent],
         "formats": [{"format": layout.format, "files": files_of(layout)} for layout in source.layouts],
-        "where": source.where.replace(f"{{raw_dir}}/{source.folder or source.name}", str(place.looked)),
+        "where": source.where,
         "licence": source.licence,
         "credentialed": source.credentialed,
     }

@@ -49,20 +49,25 @@ def category_of(instruction: str) -> str:
     return "other"
 
 
-def _read(path: Path, read_one: Callable[[Mapping[str, Any], str], Record]) -> NativeFile:
-    """Returns a record per object; an empty output is dropped and counted: it holds nothing to learn or to score."""
+def _read(path: Path, read_one: Callable[[Mapping[str, Any], str], Record], own: bool = False) -> NativeFile:
+    """Returns a record per object; an empty output is dropped and counted: it holds nothing to learn or to score. So is
+    an empty instruction where the objects bring their `own`."""
     found = NativeFile()
     for where, item in json_objects(path):
         record = read_one(item, where)
-        if record.annotation[1]:
-            found.records.append(record)
-        else:
+        if not record.annotation[1]:
             found.dropped["empty output"] += 1
+        elif own and not record.instruction:
+            found.dropped["empty instruction"] += 1
+        else:
+            found.records.append(record)
     return not_empty(found, path, "JSON objects, in a list or one per line")
 
 
 def _pair(item: Mapping[str, Any], where: str) -> tuple[str, str]:
-    return text_at(item, "input", where, _EXPECTED), text_at(item, "output", where, _EXPECTED)
+    """Returns (input, output); the input may be null, as an instruction may need none."""
+    input = "" if item.get("input", "") is None else text_at(item, "input", where, _EXPECTED)
+    return input, text_at(item, "output", where, _EXPECTED)
 
 
 def read_consultations(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -85,7 +90,7 @@ def read_instructions(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         instruction = text_at(item, "instruction", where, _EXPECTED)
         return Record(_pair(item, where), instruction=instruction, meta={"category": category_of(instruction)})
 
-    return _read(path, read_one)
+    return _read(path, read_one, own=True)
 
 
 def read_pmc_llama(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
@@ -104,7 +109,7 @@ def read_pmc_llama(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
             meta={"subsource": text_at(item, "source", where, expected)},
         )
 
-    return _read(path, read_one)
+    return _read(path, read_one, own=True)
 
 
 def read_icliniq(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:

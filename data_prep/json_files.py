@@ -14,6 +14,7 @@ from medtune_jax.tasks.text import clean_text
 
 _CHUNK = 1 << 20  # characters read at once
 _SPACE = re.compile(r"[ \t\r\n]*")
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 _DECODER = json.JSONDecoder()
 
 
@@ -91,6 +92,8 @@ def json_object(path: Path) -> dict[str, Any]:
 def text_at(record: Mapping[str, Any], key: str, where: str, expected: str) -> str:
     """Returns the string under `key`, its line ends LF and no white space at its edges.
 
+    Halves of surrogate pairs, which JSON can write and UTF-8 cannot, become U+FFFD.
+
     Args:
       where: the record's place, for the error.
       expected: what such a record must hold, for the error.
@@ -101,7 +104,7 @@ def text_at(record: Mapping[str, Any], key: str, where: str, expected: str) -> s
     value = record.get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: no string '{key}'; expected {expected}.")
-    return clean_text(value)
+    return clean_text(_LONE_SURROGATE.sub("\ufffd", value))
 
 
 def _end_of_space(text: str, at: int) -> int:

@@ -47,6 +47,12 @@ def test_a_row_without_output_is_dropped_and_counted_and_a_repeated_one_is_not(r
     assert len(found.records) == 2 and found.dropped == {"empty output": 1}
 
 
+@pytest.mark.parametrize("format", ["instructions", "pmc_llama"])
+def test_an_instruction_may_need_no_input_but_must_say_something(read, format):
+    found = read(format, [{**ROW, "input": None, "source": "umls"}, {**ROW, "instruction": " ", "source": "umls"}])
+    assert found.annotations == [("", "So.\nThus.")] and found.dropped == {"empty instruction": 1}
+
+
 @pytest.mark.parametrize("format", READERS)
 @pytest.mark.parametrize(
     ("items", "said"),

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medtune_jax.data_prep import json_files
-from medtune_jax.data_prep.json_files import json_object, json_objects
+from medtune_jax.data_prep.json_files import json_object, json_objects, text_at
 from medtune_jax.errors import UserError
 
 OBJECTS = st.lists(
@@ -75,3 +75,8 @@ def test_a_missing_file_is_named(tmp_path):
 def test_a_file_of_one_object_is_one_object(file, text, said):
     with pytest.raises(UserError, match=said):
         json_object(file(text))
+
+
+def test_half_a_surrogate_pair_is_replaced_and_a_whole_one_kept(file):
+    ((where, value),) = json_objects(file(r'{"a": "\ud83d\ude00 \ud83d"}'))
+    assert text_at(value, "a", where, "a text") == "\U0001f600 \ufffd"

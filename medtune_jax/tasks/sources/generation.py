@@ -16,7 +16,7 @@ SOURCES: tuple[Source, ...] = (
         description="Questions of patients and the answers of physicians from HealthCareMagic.com (Li et al. 2023); "
         "where only chatdoctor5k.json is there, the 5,452 consultations that ChatGPT wrote for the same project. The "
         "file repeats one instruction, which wordings replace.",
-        where=f"HealthCareMagic-100k.json, linked from the README of {_CHATDOCTOR}, into {{raw_dir}}/chatdoctor; or "
+        where=f"HealthCareMagic-100k.json, linked from the README of {_CHATDOCTOR}, into the folder chatdoctor; or "
         "chatdoctor5k.json from that repository",
         category="QA",
         layouts=(
@@ -36,7 +36,7 @@ SOURCES: tuple[Source, ...] = (
         "pubmedqa.ori_pqaa, liveqa, medicationqa, umls, umls_relation, told apart by `subsource` in meta. It holds the "
         "training sets of MedQA, MedMCQA and PubMedQA: check contamination before scoring those.",
         where="release.json from https://huggingface.co/datasets/axiong/pmc_llama_instructions, into "
-        "{raw_dir}/pmc_llama",
+        "the folder pmc_llama",
         category="QA",
         layouts=(Layout("pmc_llama", {"train": "release.json"}),),
         expected={"train": {"rows": 513_999}},
@@ -51,7 +51,7 @@ SOURCES: tuple[Source, ...] = (
         "GEN, other) is OUR reading of its instruction by rules: the file has none. Shares of the authors: QA 22.8 %, "
         "IE 33.8 %, GEN 33.5 %, other 10.0 %.",
         where="biomed_instruct_25k.json from https://huggingface.co/datasets/bio-nlp-umass/bioinstruct, into "
-        "{raw_dir}/bioinstruct",
+        "the folder bioinstruct",
         category="other",
         layouts=(Layout("instructions", {"train": "biomed_instruct_25k.json"}),),
         expected={"train": {"rows": 25_005}},
@@ -66,7 +66,7 @@ SOURCES: tuple[Source, ...] = (
         "the input states (MTS-Dialog, Ben Abacha et al. 2023). test: MEDIQA-Chat 2023 task A; test2: MEDIQA-Sum 2023. "
         "That BioInstruct's Conv2note is this set is inferred from its authors' code, not stated.",
         where="the four MTS-Dialog-*.csv of https://github.com/abachaa/MTS-Dialog (folder Main-Dataset), into "
-        "{raw_dir}/Conv2note",
+        "the folder Conv2note",
         category="GEN",
         layouts=(
             Layout(
@@ -101,7 +101,7 @@ SOURCES: tuple[Source, ...] = (
         description="Conversations of whole visits to complete notes (Yim et al. 2023). test: MEDIQA-Chat 2023 task B; "
         "test2: the notes of its task C; test3: MEDIQA-Sum 2023 task C.",
         where="train.csv, valid.csv, clinicalnlp_taskB_test1.csv, clinicalnlp_taskC_test2.csv, clef_taskC_test3.csv of "
-        "https://github.com/wyim/aci-bench (folder data/challenge_data), into {raw_dir}/aci-bench",
+        "https://github.com/wyim/aci-bench (folder data/challenge_data), into the folder aci-bench",
         category="GEN",
         layouts=(
             Layout(
@@ -132,7 +132,7 @@ SOURCES: tuple[Source, ...] = (
         description="Questions of patients and the answers of physicians from iCliniq.com (Li et al. 2023), all as the "
         "test set that ChatDoctor's authors make of it; the copies we know of have 7,321 rows. BioInstruct's subset is "
         "not known.",
-        where=f"iCliniq.json, linked as icliniq-10k from the README of {_CHATDOCTOR}, into {{raw_dir}}/iCliniq",
+        where=f"iCliniq.json, linked as icliniq-10k from the README of {_CHATDOCTOR}, into the folder iCliniq",
         category="GEN",
         layouts=(Layout("icliniq", {"test": "iCliniq.json"}),),
         aliases=("icliniq-10k", "ChatDoctor-iCliniq"),

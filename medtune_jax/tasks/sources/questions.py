@@ -9,7 +9,7 @@ from medtune_jax.tasks.source import Layout, Source
 
 _MEDQA_WHERE = (
     "{files} of the archive linked from https://github.com/jind11/MedQA (data_clean/questions/US{folder}, licence "
-    "MIT), into {{raw_dir}}/MedQA"
+    "MIT), into the folder MedQA"
 )
 _PUBMEDQA_SPLITS = (
     "Test: the official 500 PMIDs; train and validation: fold 0 of the other 500, drawn as the official script does "
@@ -17,7 +17,7 @@ _PUBMEDQA_SPLITS = (
 )
 _PUBMEDQA_WHERE = (
     "ori_pqal.json and test_ground_truth.json from https://github.com/pubmedqa/pubmedqa (folder data, licence MIT), "
-    "into {raw_dir}/PubMedQA"
+    "into the folder PubMedQA"
 )
 _PUBMEDQA_EXPECTED = {"train": {"rows": 450}, "validation": {"rows": 50}, "test": {"rows": 500}}
 _BIOASQ_NOTE = (
@@ -25,15 +25,15 @@ _BIOASQ_NOTE = (
     "year than the one scored."
 )
 _BIOASQ_WHERE = (
-    "the training file (training*b.json) into {raw_dir}/BioASQ/train and the golden files of the test batches "
-    "(*B*_golden.json) into {raw_dir}/BioASQ/test, from http://participants-area.bioasq.org/datasets (free "
-    "registration; its terms name no licence that we could read)"
+    "from http://participants-area.bioasq.org/datasets (free registration; its licence could not be read): the "
+    "training file (training*b.json) into the folder BioASQ/train, the golden files of the test batches "
+    "(*B*_golden.json) into BioASQ/test"
 )
 _BIOASQ_FILES = {"train": "train", "test": "test"}
 _CLINICAL_IE_LICENCE = "unknown (access conditions of the hub repository)"
 _CLINICAL_IE_WHERE = (
     "the splits validation and test of https://huggingface.co/datasets/mitclinicalml/clinical-ie, configuration {name} "
-    "(its conditions must be accepted), each saved with to_csv, into {{raw_dir}}/{name}/validation.csv and test.csv"
+    "(its conditions must be accepted), each saved with to_csv, as validation.csv and test.csv in the folder {name}"
 )
 _CLINICAL_IE_FILES = {"validation": "validation.csv", "test": "test.csv"}
 
@@ -89,7 +89,7 @@ SOURCES: tuple[Source, ...] = (
         "test 4,183; MIRAGE and the file at hand call the 4,183 dev: say the number of rows with a score. The answers "
         "of the test file are withheld, so it gives no rows. Rows of doubtful gold stay in and are marked in meta.",
         where="{train,dev,test}.json of the archive linked from https://github.com/medmcqa/medmcqa (JSON lines, cop "
-        "from 1; licence MIT), into {raw_dir}/MedMCQA",
+        "from 1; licence MIT), into the folder MedMCQA",
         category="QA",
         layouts=(Layout("medmcqa", {"train": "train.json", "validation": "dev.json", "test": "test.json"}),),
         splits={"7b666b249182747c0a5874ed2c4220cbb2b5e4ecfab977ea811f0ba0352a63f9": "validation"},
