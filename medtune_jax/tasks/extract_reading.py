@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -75,7 +75,14 @@ def read_list(text: str, single: bool, problems: list[str]) -> list[str] | None:
             return None
         problems.append("object_for_list")
         value = members[0] if isinstance(members[0], list) else members
-    return None if value is None else _names(value, problems)
+    if value is None:
+        return None
+    names = _names(value, problems)
+    # Brackets that nothing usable stands in are an answer only where they were closed and empty.
+    if not names and (value or "cut_off" in problems):
+        problems.append("no_list")
+        return None
+    return names
 
 
 def read_fields(text: str, fields: Sequence[str], problems: list[str]) -> list[list[str]] | None:
@@ -99,12 +106,12 @@ def read_fields(text: str, fields: Sequence[str], problems: list[str]) -> list[l
             problems.append("not_a_list")
             member = [] if member is None else [member]
         names = _names(member, problems)
-        if names is None:
+        if member and not names:
             continue
         if field in found:
             problems.append("repeated_field")
         found.setdefault(field, []).extend(names)
-    if not found:
+    if not found or ("cut_off" in problems and not any(found.values())):
         problems.append("no_field")
         return None
     problems.extend("missing_field" for field in fields if field not in found)
@@ -129,7 +136,9 @@ def _read_value(text: str, openers: str, problems: list[str]) -> list[Any] | str
     if _FENCE in kept:
         problems.append("code_fence")
         kept = re.sub(r"```(?:json\b)?", "\n", kept, flags=re.IGNORECASE).strip()
-    at = 0 if kept.startswith(tuple(_OPENERS)) else _start(kept, openers)
+    at = _start(kept, openers)
+    if at is None and kept.startswith(tuple(openers)):
+        at = 0
     return kept if at is None else _loose(kept, at, problems)
 
 
@@ -210,7 +219,8 @@ def _loose(text: str, at: int, problems: list[str]) -> list[Any]:
         previous = mark or ""
 
 
-def _bare(word: str, note: Any) -> Any:
+def _bare(word: str, note: Callable[[str], None]) -> Any:
+    """Returns what a word without quotes stands for."""
     if word in ("null", "true", "false"):
         return None if word == "null" else word == "true"
     if _NUMBER.fullmatch(word):
@@ -231,8 +241,8 @@ def _pairs(value: _Object) -> list[tuple[str, Any]]:
     return [(key, member) for key, member in pairwise(value) if isinstance(key, _Key) and not isinstance(member, _Key)]
 
 
-def _names(members: list[Any], problems: list[str]) -> list[str] | None:
-    """Returns the members that are names; None where there are members and none is."""
+def _names(members: list[Any], problems: list[str]) -> list[str]:
+    """Returns the members that are names."""
     names: list[str] = []
     for member in members:
         if isinstance(member, list):
@@ -245,9 +255,6 @@ def _names(members: list[Any], problems: list[str]) -> list[str] | None:
             names.append(str(name))
         else:
             problems.append("bad_item")
-    if not names and (members or "cut_off" in problems):
-        problems.append("no_list")
-        return None
     return names
 
 

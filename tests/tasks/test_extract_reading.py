@@ -99,6 +99,8 @@ def test_what_is_no_list_is_no_answer(text, problems):
         ('{"active": "a", "discontinued": null}', (("a",), ()), ("not_a_list", "not_a_list")),
         ('{"active": ["a"], "dose": ["b"]}', (("a",), ()), ("unknown_field", "missing_field")),
         ('{"active": ["a"], "active": ["b"], "discontinued": []}', (("a", "b"), ()), ("repeated_field",)),
+        ('{"active": ["a"], "discontinued": [], ', (("a",), ()), ("cut_off",)),
+        ('[Note] {"active": ["a"], "discontinued": []}', (("a",), ()), ("extra_text",)),
         ('{"active": ["a", "b"], "discon', (("a", "b"), ()), ("cut_off", "missing_field")),
         ("{'active': ['a'], discontinued: []}", (("a",), ()), ("single_quotes", "unquoted")),
         ('From [the note]: {"active": [], "discontinued": ["b"]}.', ((), ("b",)), ("extra_text", "extra_text")),
@@ -110,7 +112,13 @@ def test_an_object_of_fields_is_read_and_every_repair_named(text, names, problem
 
 @pytest.mark.parametrize(
     ("text", "problem"),
-    [("{}", "no_field"), ('["a"]', "list_for_object"), ("active: a", "no_list"), ('{"active": [null]}', "no_field")],
+    [
+        ("{}", "no_field"),
+        ('{"active": [null]}', "no_field"),
+        ('{"active": [', "no_field"),
+        ('["a"]', "list_for_object"),
+        ("active: a", "no_list"),
+    ],
 )
 def test_what_names_no_field_is_no_answer(text, problem):
     names, problems = read(FIELDS, text)
