@@ -38,7 +38,8 @@ _FACTOID = (
     "Find the fact that is asked for. Write your candidates as a JSON list of strings in order of confidence (up to "
     'five), for example ["BRCA1"].',
     "The question at the end has a short answer. Give it as a JSON list of one to five strings, ranked.",
-    "From the excerpts, name what the question wants. Output format: a JSON list of strings, most probable first.",
+    "From the excerpts, name what the question wants. Output format: a JSON list of up to five strings, most probable "
+    "first.",
 )
 _LIST = (
     "Collect everything the question asks for into a JSON list of strings.",
@@ -62,7 +63,7 @@ _MEDICATION_STATUS = (
 _COREFERENCE = (
     "What does the pronoun on the last line refer to? Write the noun phrase as a JSON list with one string.",
     "Resolve the pronoun: find its antecedent in the note and return it in a JSON list of one string.",
-    'Name the thing or person that the given pronoun stands for, copied from the text, as in ["the patient"].',
+    'Name the thing or person that the given pronoun stands for, copied from the text into JSON: ["the patient"].',
     "A clinical snippet is followed by one of its pronouns. Give the phrase it points back to, as a JSON array holding "
     "a single string.",
     "Identify the antecedent of the pronoun named at the end. Output: a JSON list containing that phrase only.",
