@@ -44,9 +44,9 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns (sentence with markers, class) of every pair of a chemical and a gene in one sentence.
 
     A pair has a row for each of its evaluated classes (those of the task), once; a class that is not evaluated is read
-    as no relation, as in BLUE, and counted. Relations across sentences and entities whose text is not at their offsets
-    are dropped and counted. Sentences are those of `sentences`, not BLUE's (spaCy's): the number of rows may differ.
-    Ids are those of BLUE, `PMID.CHEMICAL.GENE`; the group is the PMID.
+    as no relation, as in BLUE, and counted. Entities whose text is not at their offsets and relations that join no
+    chemical and gene of one sentence are dropped and counted. Sentences are those of `sentences`, not BLUE's (spaCy's):
+    the number of rows may differ. Ids are those of BLUE, `PMID.CHEMICAL.GENE`; the group is the PMID.
 
     Raises:
       UserError: with the file: not one file of each kind in the folder, not UTF-8, texts of most entities not at their
@@ -73,7 +73,7 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                 for label in related.pop((pmid, frozenset((chemical.id, gene.id))), [task.negative]):
                     found.records.append(Record((sentence, label), id=id, group=pmid))
     if related:
-        found.dropped["relation across sentences"] += sum(map(len, related.values()))
+        found.dropped["relation that joins no chemical and gene of one sentence"] += sum(map(len, related.values()))
     return not_empty(found, path, "pair of a chemical and a gene in a sentence")
 
 

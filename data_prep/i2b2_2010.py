@@ -75,7 +75,8 @@ def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
 
 def _parts(path: Path) -> list[Path]:
     """Returns the folders that hold `rel`: this one, or its subfolders."""
-    parts = [folder for folder in (path, *sorted(path.iterdir())) if (folder / "rel").is_dir()]
+    inside = sorted(path.iterdir()) if path.is_dir() else []
+    parts = [folder for folder in (path, *inside) if (folder / "rel").is_dir()]
     if not parts:
         raise UserError(f"{path}: no folder rel in it or its subfolders; txt, concept and rel are expected.")
     return parts

@@ -54,7 +54,7 @@ def read_xml_folder(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """
     assert isinstance(task, NerTask)
     found = NativeFile()
-    files = [file for file in path.iterdir() if file.suffix == ".xml"]
+    files = [file for file in path.glob("*.xml") if file.is_file()]
     if not files:
         raise UserError(f"{path}: no .xml files; the documents of the i2b2 2012 distribution are expected.")
     for file in sorted(files, key=lambda file: (not file.stem.isdigit(), file.stem.zfill(9), file.name)):

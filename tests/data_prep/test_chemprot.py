@@ -65,7 +65,7 @@ def test_every_chemical_and_gene_of_a_sentence_is_a_row_for_each_evaluated_class
     assert {record.group for record in found.records} == {"7"}
     assert found.dropped == {
         "relation of a class that is not evaluated, read as none": 1,
-        "relation across sentences": 1,
+        "relation that joins no chemical and gene of one sentence": 1,
     }
 
 

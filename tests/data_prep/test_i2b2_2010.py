@@ -90,8 +90,9 @@ def test_a_relation_across_lines_is_dropped_and_counted(write):
     assert rows(found)[-1][2] == "No Relations"
 
 
-def test_concepts_that_overlap_become_one_marker():
-    assert mark("a glass knee x", (2, 12, "problem"), (2, 7, "test")) == "a @problem-test$ x"
+@pytest.mark.parametrize("other", [(2, 7, "test"), (8, 12, "test"), (12, 13, "test")])
+def test_concepts_that_overlap_or_touch_become_one_marker(other):
+    assert mark("a glass knee, x", (2, 12, "problem"), other).replace(",", "") == "a @problem-test$ x"
 
 
 @settings(deadline=None)
@@ -155,9 +156,11 @@ def test_a_text_in_another_encoding_is_named(write):
         read_folders(folder, TASK)
 
 
-def test_a_folder_of_something_else_is_named(tmp_path):
-    with pytest.raises(UserError, match="no folder rel in it"):
-        read_folders(tmp_path, TASK)
+def test_a_folder_of_something_else_and_a_file_are_named(tmp_path):
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path, tmp_path / "file"):
+        with pytest.raises(UserError, match="no folder rel in it"):
+            read_folders(path, TASK)
 
 
 @pytest.mark.parametrize(
