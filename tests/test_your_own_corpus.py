@@ -1,8 +1,9 @@
-"""A new user's trial of docs/your_own_corpus.md: its definitions, sample files and commands, taken from the document."""
+"""A new user's trial of docs/your_own_corpus.md: its definitions, sample files and commands, as they stand."""
 
 import json
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -89,19 +90,17 @@ def scores(folder):
     return json.loads((Path(folder) / "scores.json").read_text())["sources"]
 
 
+def definition_in(name):
+    return tomllib.loads(FILES[name])
+
+
 def test_the_document_defines_a_corpus_of_every_task():
-    defined = [source_of(json.loads(json.dumps(definition))) for definition in map(definition_in, DEFINITIONS)]
+    defined = [source_of(definition_in(name)) for name in DEFINITIONS]
     assert {source.task.kind for source in defined} == {
         *("ner", "relation", "nli", "label", "labels", "choice", "extract", "text")
     }
     assert {source.task.labels for source in defined if source.task.kind == "ner"} == {(), ("Drug", "Dose")}
     assert {len(source.task.fields) for source in defined if source.task.kind == "extract"} == {0, 2}
-
-
-def definition_in(name):
-    import tomllib
-
-    return tomllib.loads(FILES[name])
 
 
 def test_every_toml_and_every_sample_of_the_document_is_a_file_that_is_tried():
@@ -153,6 +152,7 @@ def test_what_the_samples_say_is_what_the_rows_say(reader):
     }
 
 
+@pytest.mark.slow  # a second training run; the fast tests have the same files and verbs
 def test_the_commands_run_as_they_stand(reader, model):
     for words in COMMANDS:
         assert words[0] == "medtune"

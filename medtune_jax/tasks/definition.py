@@ -15,6 +15,7 @@ from typing import Any, NoReturn
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask, NliTask
 from medtune_jax.tasks.extract import ExtractTask
 from medtune_jax.tasks.labels import LabelsTask
@@ -254,8 +255,6 @@ def _build(kind: str, names: Sequence[str], definition: Mapping[str, Any], metri
     if kind == "labels":
         return LabelsTask(names, **leading)
     if kind == "choice":
-        from medtune_jax.tasks.choice import ChoiceTask
-
         return ChoiceTask(**leading)
     if kind == "extract":
         forms = {form: definition.get(form, False) for form in ("ranked", "single")}
