@@ -138,7 +138,7 @@ def _pair(
 
 def _likelihoods(task: Task, predictions: Sequence[Prediction], golds: Sequence[Any]) -> list[dict[str, float]] | None:
     """Returns the rows' statistics of log-likelihoods, None where no row carries any."""
-    carried = [getattr(one, "loglikelihoods", None) is not None for one in predictions]
+    carried = [one.loglikelihoods is not None for one in predictions]
     if not any(carried) or isinstance(task, LegacyTask):
         return None
     for one, carries in zip(predictions, carried, strict=True):

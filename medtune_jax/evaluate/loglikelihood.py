@@ -27,7 +27,7 @@ def statistics(task: Task, prediction: Prediction, gold: Any) -> dict[str, float
     Raises:
       UserError: a candidate without text, or a value that is not a finite number.
     """
-    candidates = getattr(prediction, "loglikelihoods", None) or {}
+    candidates = prediction.loglikelihoods or {}
     for text, value in candidates.items():
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not text or not number or not math.isfinite(value):

@@ -18,8 +18,8 @@ from medtune_jax.evaluate import score as score_module
 from medtune_jax.evaluate.score import score, score_file, training_rows, write_scores
 from medtune_jax.evaluate.table import read_tables
 from medtune_jax.tasks.registry import find_source, get_source
-from medtune_jax.tasks.source import Published
 from medtune_jax.tasks.rows import Row, write_rows
+from medtune_jax.tasks.source import Published
 
 FEW = {"resamples": 20}
 
