@@ -1,8 +1,9 @@
 """ROUGE F1 as `rouge-score` gives it with its stemmer, with a faster longest common subsequence.
 
 Its tokenizer, stemmer and n-gram scores are used as they are. The two scores of subsequences are computed here on bit
-vectors, because the library fills a table cell by cell in Python: 80 tokens a text made 200 rows a second, these make
-1,800. They take the same one of several longest subsequences as the library, so that the figures are equal.
+vectors, because the library fills a table cell by cell in Python: on texts of 53 words 90 rows a second against 2,000
+here (all four scores, one busy CPU core). Of several longest subsequences the library's is taken, so that the figures
+are equal to the last bit.
 """
 
 from __future__ import annotations
