@@ -30,7 +30,7 @@ _PAD = 0x5851F42D4C957F2D  # stands for a word past the end of a short text
 _FILTER_BITS = 25  # a table of 2**25 flags (32 MB) spares most n-grams the search
 
 
-class TestSet(NamedTuple):
+class HeldOut(NamedTuple):
     """Rows that no training row may share text with."""
 
     source: str
@@ -72,7 +72,7 @@ class _Grams(NamedTuple):
     whole: np.ndarray
 
 
-def overlap(train: Sequence[Row], tests: Iterable[TestSet]) -> Overlap:
+def overlap(train: Sequence[Row], tests: Iterable[HeldOut]) -> Overlap:
     """Compares training rows with test sets.
 
     Memory: about 24 bytes for each n-gram of the test sets and 32 MB; training rows are hashed in batches. Test rows
@@ -126,7 +126,7 @@ class _Index:
         return likely[found], at[found]
 
 
-def _index(tests: Iterable[TestSet], words: _Words) -> _Index:
+def _index(tests: Iterable[HeldOut], words: _Words) -> _Index:
     sets: list[tuple[str, str, int]] = []
     ids: list[str] = []
     grams, rows, whole = [], [], []

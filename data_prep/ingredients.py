@@ -39,7 +39,8 @@ def read_ingredients(mixture: Mixture, corpora: Corpora, notes: dict[str, Any]) 
         mixing.cap(batch, corpora.seed)
         batches.append(batch)
     if not any(batch.rows for batch in batches):
-        raise UserError(f"Nothing of {mixture.name} is found. {' '.join(map(lack_text, notes['missing'][:3]))}".strip())
+        reasons = [skipped["reason"] for skipped in notes["skipped"]] + [lack_text(lack) for lack in notes["missing"]]
+        raise UserError(f"No rows of {mixture.name}. {' '.join(reasons[:3])}".strip())
     return batches
 
 

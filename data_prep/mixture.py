@@ -192,8 +192,8 @@ def _check(mixture: Mixture, fail: Callable[[str, str], NoReturn]) -> None:
         fail("temperature", "weights and a temperature exclude each other.")
     if (any(weighted) or mixture.temperature is not None) != (mixture.train_rows is not None):
         fail("train_rows", "the size of the training split goes with weights or a temperature, and they with it.")
-    if mixture.temperature is not None and not mixture.temperature > 0:
-        fail("temperature", f"must be above 0, found {mixture.temperature}.")
+    if mixture.temperature is not None and not mixture.temperature >= 1:
+        fail("temperature", f"must be at least 1 (1: by size; larger: more even), found {mixture.temperature}.")
     if mixture.train_rows is not None and mixture.train_rows <= 0:
         fail("train_rows", f"must be above 0, found {mixture.train_rows}.")
     if mixture.balance and mixture.train_rows is not None:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medtune_jax.data_prep.contamination import N, TestSet, overlap
+from medtune_jax.data_prep.contamination import N, HeldOut, overlap
 from medtune_jax.data_prep.corpora import Corpora, is_test
 from medtune_jax.data_prep.mixing import Batch
 from medtune_jax.errors import UserError
@@ -54,7 +54,7 @@ def screen(mode: str, batches: Sequence[Batch], corpora: Corpora, notes: dict[st
 
 def _test_sets(
     batches: Sequence[Batch], corpora: Corpora, not_compared: list[dict[str, str]], notes: dict[str, Any]
-) -> Iterator[TestSet]:
+) -> Iterator[HeldOut]:
     for name, place in corpora.places.items():
         for split in filter(is_test, place.splits):
             if corpora.refusal(place.source):
@@ -66,8 +66,8 @@ def _test_sets(
                 notes["warnings"].append(f"Not compared with training: {name} {split}: {error}")
                 not_compared.append({"source": name, "split": split, "reason": "it cannot be read"})
                 continue
-            yield TestSet(name, split, rows)
+            yield HeldOut(name, split, rows)
     for batch in batches:
         asked = batch.ingredient
         if asked.into == "test" and batch.rows and (asked.path or not is_test(asked.split)):
-            yield TestSet(asked.name, asked.split, batch.rows)
+            yield HeldOut(asked.name, asked.split, batch.rows)

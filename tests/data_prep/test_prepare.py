@@ -15,6 +15,7 @@ from medtune_jax.data_prep import output
 from medtune_jax.data_prep.prepare import prepare
 from medtune_jax.data_prep.wordings import choose, wordings_of
 from medtune_jax.errors import UserError
+from medtune_jax.tasks import registry
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import gold_sha256, read_rows, rows_sha256
 
@@ -106,6 +107,112 @@ def test_what_is_missing_is_reported_with_where_to_get_it(raw, tmp_path):
     assert "MTL-Bioinformatics-2016" in missing["BC2GM"]["where"]
 
 
+def test_a_sample_is_missing_only_where_it_was_asked_for(raw, tmp_path):
+    missing = [lack["source"] for lack in prepare(tmp_path / "rows", raw_dir=raw)["missing"]]
+    assert "MedNLI" in missing and not any(name.startswith("sample-") for name in missing)
+    missing = prepare(tmp_path / "rows", raw_dir=raw, sources=["sample-nli"])["missing"]
+    assert [(lack["source"], lack["files"]) for lack in missing] == [("sample-nli", ["dev.jsonl", "test.jsonl"])]
+
+
+def test_what_is_missing_is_said_with_every_form_path_and_licence(raw, tmp_path):
+    missing = {lack["source"]: lack for lack in prepare(tmp_path / "rows", raw_dir=raw)["missing"]}
+    assert missing["NCBI-disease"]["paths"] == [str(raw / "NCBI-disease" / "devel.tsv")]
+    assert missing["BC2GM"]["licence"] == "unknown" and missing["BC2GM"]["credentialed"] is False
+    assert missing["MedNLI"]["credentialed"] is True
+    assert {"format": "conll", "files": ["train.tsv", "devel.tsv", "test.tsv"]} in missing["BC2GM"]["formats"]
+
+
+def test_a_count_that_is_not_the_published_one_is_reported_and_stops_nothing(raw, tmp_path, caplog):
+    result = prepare(tmp_path / "rows", raw_dir=raw)
+    told = "NCBI-disease train differs: rows 2, published 5424; mentions 1, published 5134."
+    assert told in result["warnings"] and told in caplog.messages
+
+
+def test_a_folder_that_no_source_is_named_as_is_named(raw, tmp_path):
+    (raw / "BC2GMM").mkdir()
+    (raw / ".git").mkdir()
+    (warning,) = [said for said in prepare(tmp_path / "rows", raw_dir=raw)["warnings"] if "skipped" in said]
+    assert "BC2GMM is skipped: no source has this name. Did you mean 'BC2GM'?" in warning
+    assert "--source_file" in warning
+
+
+def test_every_split_of_a_corpus_is_written_under_its_name(raw, tmp_path):
+    note = "ID,section_header,section_text,dialogue\n0,PLAN,Rest.,Doctor: Rest.\n"
+    (raw / "Conv2note").mkdir()
+    for number, name in ((1, "MEDIQA-Chat-2023"), (2, "MEDIQA-Sum-2023")):
+        (raw / "Conv2note" / f"MTS-Dialog-TestSet-{number}-{name}.csv").write_text(note)
+    result = prepare(tmp_path / "rows", raw_dir=raw, sources=["Conv2note"])
+    assert result["rows"] == {"test": 1, "test2": 1}
+    assert [row.output for row in read_rows(tmp_path / "rows", "test2")] == ["Rest."]
+    assert "split: test2" in (tmp_path / "rows" / "README.md").read_text()
+
+
+@pytest.mark.parametrize(("polarity", "label"), [("association", "Positive"), ("legacy", "Negative")])
+def test_the_polarity_of_gad_is_asked_for_and_recorded(raw, tmp_path, polarity, label):
+    (raw / "GAD").mkdir()
+    (raw / "GAD" / "train.tsv").write_text("@GENE$ goes with @DISEASE$ .\t1\n")
+    result = prepare(tmp_path / "rows", raw_dir=raw, sources=["GAD"], gad_polarity=polarity)
+    assert [row.output for row in read_rows(tmp_path / "rows", "train")] == [label]
+    assert result["sources"]["GAD"]["splits"]["train"]["gad_polarity"] == polarity
+
+
+@pytest.fixture
+def own(tmp_path):
+    """The definition of a user's source whose file lies beside it; no source of his is registered afterwards."""
+    before = [(table, dict(table)) for table in (registry.SOURCES, registry._BY_ANY_NAME)]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "ward.tsv").write_text("input\tlabel\nA plaster helps.\tyes\n")
+    (tmp_path / "mine" / "ward.toml").write_text(
+        """name = "ward"
+task = "label"
+labels = ["yes", "no"]
+licence = "my own"
+credentialed = false
+format = "table"
+wordings = ["Does it help? Answer yes or no."]
+[files]
+train = "ward.tsv"
+"""
+    )
+    yield tmp_path / "mine" / "ward.toml"
+    for table, old in before:
+        table.clear()
+        table.update(old)
+
+
+def test_a_users_source_is_prepared_beside_its_definition_which_the_manifest_carries(raw, own, tmp_path):
+    result = prepare(tmp_path / "rows", raw_dir=raw, source_files=[own])
+    assert [*result["sources"]][-1] == "ward" and "NCBI-disease" in result["sources"]
+    assert result["sources"]["ward"]["definition"]["labels"] == ["yes", "no"]
+    (row,) = read_rows(tmp_path / "rows", "train", ["ward"])
+    assert (row.input, row.output) == ("A plaster helps.", "yes")
+    assert [*prepare(tmp_path / "alone", source_files=[own])["sources"]] == ["ward"]
+
+
+def test_a_users_source_lies_where_the_raw_folders_have_it(raw, own, tmp_path):
+    (own.parent / "ward.tsv").rename(raw / "NCBI-disease" / "ward.tsv")
+    with pytest.raises(UserError, match=r"ward is missing: no ward\.tsv in .*mine"):
+        prepare(tmp_path / "rows", raw_dir=raw, source_files=[own])
+    assert prepare(tmp_path / "rows", raw={"ward": raw / "NCBI-disease"}, source_files=[own])["rows"] == {"train": 1}
+    (raw / "ward").mkdir()
+    (raw / "NCBI-disease" / "ward.tsv").rename(raw / "ward" / "ward.tsv")
+    assert prepare(tmp_path / "rows", raw_dir=raw, sources=["ward"], source_files=[own])["rows"] == {"train": 1}
+
+
+def test_a_credentialed_source_of_the_users_own_is_gated_too(own, tmp_path):
+    own.write_text(own.read_text().replace("credentialed = false", "credentialed = true"))
+    with pytest.raises(UserError, match=r"ward is credentialed: .*--i_have_signed=ward"):
+        prepare(tmp_path / "rows", source_files=[own])
+    prepare(tmp_path / "rows", source_files=[own], signed=["ward"])
+    assert (tmp_path / "rows").stat().st_mode & 0o077 == 0
+
+
+def test_a_format_that_no_reader_reads_is_named(own, tmp_path):
+    own.write_text(own.read_text().replace('"table"', '"conl"'))
+    with pytest.raises(UserError, match=r"ward: unknown format 'conl'\. Did you mean 'conll'\?"):
+        prepare(tmp_path / "rows", source_files=[own])
+
+
 def test_bytes_are_the_same_under_any_hash_seed_and_whatever_order_is_asked(raw, tmp_path):
     outs = []
     for hash_seed, names in (("0", "sample-nli,NCBI-disease,sample-relation"), ("1", "")):
@@ -176,21 +283,23 @@ def test_an_earlier_result_is_replaced_and_anything_else_is_left_alone(raw, tmp_
 
 
 @pytest.mark.parametrize("failing", ["card", "rename"])
-def test_a_failure_while_writing_leaves_the_earlier_result_and_no_debris(raw, tmp_path, monkeypatch, failing):
+@pytest.mark.parametrize("failure", [OSError(28, "No space left on device"), KeyboardInterrupt()])
+def test_a_failure_while_writing_leaves_the_earlier_result_and_no_debris(raw, tmp_path, monkeypatch, failing, failure):
     out = tmp_path / "rows"
     prepare(out, raw_dir=raw)
     before = contents(out)
     (raw / "NCBI-disease" / "train.tsv").write_text("other\tO\n")
 
     def full(*_):
-        raise OSError(28, "No space left on device")
+        raise failure
 
     if failing == "card":
         monkeypatch.setattr(output.card, "render", full)
     else:
         rename = Path.rename
         monkeypatch.setattr(Path, "rename", lambda self, to: full() if "partial" in self.name else rename(self, to))
-    with pytest.raises(UserError, match="rows cannot be written: No space left on device"):
+    told = "rows cannot be written: No space left on device" if isinstance(failure, OSError) else None
+    with pytest.raises((UserError, KeyboardInterrupt), match=told):
         prepare(out, raw_dir=raw)
     assert contents(out) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
