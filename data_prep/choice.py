@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from string import ascii_uppercase
 
 from medtune_jax.data_prep.json_files import json_objects, text_at
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty
@@ -28,11 +29,16 @@ def read_medqa(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         question = text_at(item, "question", where, _MEDQA)
         letter = text_at(item, "answer_idx", where, _MEDQA)
         by_letter = item.get("options")
-        if not isinstance(by_letter, dict) or [*by_letter] != [chr(ord("A") + i) for i in range(len(by_letter))]:
-            raise UserError(f"{where}: no 'options' under the letters A, B, .. in their order; expected {_MEDQA}.")
-        options = tuple(_one_line(text_at(by_letter, name, where, _MEDQA)) for name in by_letter)
-        if letter not in by_letter:
-            raise UserError(f"{where}: answer_idx '{letter}' is none of the options {', '.join(by_letter)}.")
+        if (
+            not isinstance(by_letter, dict)
+            or len(by_letter) < 2
+            or {*by_letter} != {*ascii_uppercase[: len(by_letter)]}
+        ):
+            raise UserError(f"{where}: no 'options' under the letters A, B, ..; expected {_MEDQA}.")
+        letters = sorted(by_letter)
+        options = tuple(_one_line(text_at(by_letter, name, where, _MEDQA)) for name in letters)
+        if letter not in letters:
+            raise UserError(f"{where}: answer_idx '{letter}' is none of the options {', '.join(letters)}.")
         meta = {"step": item["meta_info"]} if isinstance(item.get("meta_info"), str) else {}
         found.records.append(Record((question, options, letter), meta=meta))
     return not_empty(found, path, "JSON lines with question, options, answer_idx")

@@ -47,6 +47,11 @@ def test_medqa_has_as_many_options_as_the_file_gives(file):
     assert found.records[0].meta == {"step": "step1"}
 
 
+def test_options_are_in_the_order_of_their_letters(file):
+    found = read_medqa(file(medqa(options={"B": "Two", "A": "One"})), TASK)
+    assert found.annotations == [("Which drug?", ("One", "Two"), "B")]
+
+
 def test_medmcqa_counts_its_answers_from_one(file):
     (record,) = read_medmcqa(file(medmcqa()), TASK).records
     assert record.annotation == ("Q", ("a1", "b1", "c1", "d1"), "B")
@@ -72,7 +77,8 @@ def test_a_test_file_of_withheld_answers_gives_no_rows_and_says_why(file):
     ("item", "said"),
     [
         (medqa(answer_idx="C"), r"dev\.json:2: answer_idx 'C' is none of the options A, B"),
-        (medqa(options={"A": "One", "C": "Two"}), r"dev\.json:2: no 'options' under the letters A, B, \.\. in their"),
+        (medqa(options={"A": "One", "C": "Two"}), r"dev\.json:2: no 'options' under the letters A, B, \.\.; expected"),
+        (medqa(options={"A": "One"}, answer_idx="A"), r"dev\.json:2: no 'options' under the letters"),
         (medqa(options=["One"]), r"dev\.json:2: no 'options' under the letters"),
         (medqa(question=None), r"dev\.json:2: no string 'question'; expected an object with question, options"),
     ],

@@ -1,8 +1,12 @@
 """Medication status and coreference, on invented snippets."""
 
-import pytest
+import json
 
-from medtune_jax.data_prep.clinical_ie import read_coreference, read_medication_status
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from medtune_jax.data_prep.clinical_ie import _names, read_coreference, read_medication_status
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES
 
@@ -27,6 +31,20 @@ def round_trips(task, annotation):
     parsed = task.parse(output, input)
     scores = task.metrics(task.statistics(annotation, parsed, input))
     return task.gold(output, input, task.facts(annotation)).annotation == annotation and scores[task.metric] == 1
+
+
+@given(names=st.lists(st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda name: name == name.strip())))
+def test_a_list_of_names_reads_the_same_from_json_and_from_python(names):
+    expected = tuple(dict.fromkeys(names))
+    assert _names(json.dumps(names), "active", "") == _names(repr(names), "active", "") == expected
+
+
+@given(cell=st.text(max_size=30))
+def test_any_other_cell_is_an_error_of_the_user(cell):
+    try:
+        assert all(isinstance(name, str) for name in _names(cell, "active", "f:1"))
+    except UserError as error:
+        assert str(error).startswith("f:1: ")
 
 
 def test_medications_are_read_from_lists_of_either_writing(file):
