@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medtune_jax.data_prep.contamination import N, HeldOut, overlap
+from medtune_jax.data_prep.contamination import HeldOut, N, overlap
 from medtune_jax.data_prep.corpora import Corpora, is_test
 from medtune_jax.data_prep.mixing import Batch
 from medtune_jax.errors import UserError
