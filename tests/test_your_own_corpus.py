@@ -122,6 +122,29 @@ def test_each_definition_is_prepared_from_the_sample_that_stands_under_it(reader
             assert source.task.gold(row.output, row.input, json.loads(row.meta)).status == "exact"
 
 
+def test_credentialed_text_is_read_only_by_who_has_signed(reader, capsys):
+    Path("notes.toml").write_text(FILES["letters/letters.toml"].replace("credentialed = false", "credentialed = true"))
+    for name in ("train", "test"):
+        Path(f"{name}.jsonl").write_text(FILES[f"letters/{name}.jsonl"])
+    words = ["prepare", "--source_file=notes.toml", "--out=rows"]
+    assert dispatch(words) == 2
+    assert "--i_have_signed=my-letters" in capsys.readouterr().err
+    medtune(*words, "--i_have_signed=my-letters")
+    assert Path("rows").stat().st_mode & 0o077 == 0
+
+
+def test_a_split_is_named_by_its_hash_once_the_definition_holds_it(reader):
+    def official(definition):
+        medtune("prepare", f"--source_file={definition}", "--out=rows")
+        return json.loads(Path("rows/manifest.json").read_text())["sources"]["my-topics"]["splits"]["test"]
+
+    found = official("topics/topics.toml")
+    assert found["official_split"] is None
+    pinned = f'{FILES["topics/topics.toml"]}\n[gold_sha256]\ntest = "{found["gold_sha256"]}"\n'
+    Path("topics/pinned.toml").write_text(pinned)
+    assert official("topics/pinned.toml")["official_split"] == "test"
+
+
 def test_what_the_samples_say_is_what_the_rows_say(reader):
     for words in COMMANDS:
         if words[1] == "prepare":

@@ -98,18 +98,18 @@ def read_rows(path: Path | str, split: str | None = None, sources: Sequence[str]
         raise UserError(f"{path} has no rows.")
     present = {row.source for row in rows}
     for source in sources:
-        if _registered(source) not in map(_registered, present):
+        if registered_name(source) not in map(registered_name, present):
             raise UserError(f"{path} has no rows of source '{source}'.{did_you_mean(source, present)}")
     return rows_of(rows, sources)
 
 
 def rows_of(rows: list[Row], sources: Sequence[str]) -> list[Row]:
     """Returns the rows of `sources`, each a name or an alias; all where empty."""
-    wanted = {_registered(source) for source in sources}
-    return [row for row in rows if _registered(row.source) in wanted] if wanted else rows
+    wanted = {registered_name(source) for source in sources}
+    return [row for row in rows if registered_name(row.source) in wanted] if wanted else rows
 
 
-def _registered(name: str) -> str:
+def registered_name(name: str) -> str:
     """Returns the registry's name of a source, in whichever of its names; an unknown one as it is."""
     source = find_source(name)
     return name if source is None else source.name

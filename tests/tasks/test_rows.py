@@ -155,3 +155,40 @@ def test_sources_are_kept_by_any_of_their_names(tmp_path):
     for name in (source.name, source.name.upper(), *source.aliases):
         assert read_rows(tmp_path, "test", [name]) == rows[:2]
     assert read_rows(tmp_path, "test", ["ward-notes"]) == rows[2:3]
+
+
+def test_shards_as_the_hub_names_them_are_one_split_in_their_order_also_under_data(tmp_path):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    for name, rows in (("00000-of-00002", ROWS[1:]), ("00001-of-00002", ROWS[:1])):
+        write_rows(folder / f"train-{name}.parquet", rows)
+    write_rows(folder / "test-00000-of-00001-0a1b2c.parquet", ROWS)
+    for place in (tmp_path, folder):
+        assert read_rows(place, "train") == ROWS[::-1]
+        assert read_rows(place, "test") == ROWS
+        with pytest.raises(MissingSplit, match="holds: test, train"):
+            read_rows(place, "validation")
+
+
+@pytest.mark.parametrize("names", [["00001-of-00002"], ["00000-of-00001", "00000-of-00002"], ["00000-of-00002", ""]])
+def test_a_missing_or_foreign_shard_is_named(tmp_path, names):
+    for name in names:
+        write_rows(tmp_path / f"train{'-' * bool(name)}{name}.parquet", ROWS)
+    with pytest.raises(UserError, match=r"split 'train' must be \d+ shards, each once; found train"):
+        read_rows(tmp_path, "train")
+
+
+def test_rows_without_a_source_say_how_to_mend_it(tmp_path):
+    (tmp_path / "x.csv").write_text("instruction,input,output\n,,\n")
+    with pytest.raises(UserError, match=r"x\.csv lacks the column source, .* --source_file"):
+        read_rows(tmp_path / "x.csv")
+
+
+def test_a_hub_data_set_of_one_source_needs_no_source_column(monkeypatch):
+    datasets = pytest.importorskip("datasets")
+    rows = [{"instruction": "i", "input": "a", "output": "b"}]
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, split: datasets.Dataset.from_list(rows))
+    assert read_rows("hf://bio-nlp-umass/BioInstruct", "train") == [Row("i", "a", "b", "bioinstruct")]
+    assert SOURCES["bioinstruct"].task.kind == "text"
+    with pytest.raises(UserError, match="lacks the column source"):
+        read_rows("hf://owner/name", "train")
