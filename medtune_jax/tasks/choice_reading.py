@@ -16,15 +16,9 @@ from medtune_jax.tasks.label_text import Scanner, answer_lines, phrase_pattern
 
 _ALONE = re.compile(r"[(\[\"'*]{0,3}([A-Za-z])[)\]\"'*.:,;]{0,4}")
 # What may follow a bare letter: without it, "A patient" and "B cells" are words.
-_AFTER = r"(?=\s*(?:$|[.,;:!?()\[\]\"'*\u2013-])|\s+(?:because|since|as|is|was)(?!\w))"
-_MARKED = "|".join(
-    (
-        r"[(\[][A-Za-z][)\]]",  # (B) anywhere
-        r"^[A-Za-z]\)",  # b) at the start
-        rf"^\*{{0,2}}[A-Z]{_AFTER}",  # B because ..
-        rf"(?<!\w)(?i:answer|option|choice)(?i:\s{{1,4}}is)?[\s:=*\"'(\[-]{{0,8}}(?<!\w)[A-Z]{_AFTER}",  # answer: B
-    )
-)
+_AFTER = r"(?=\s*(?:$|[.,;:!?()\[\]\"'*])|\s+(?:[\u2013-]|(?:because|since|as|is|was)(?!\w)))"
+_CUE = r"(?<!\w)(?i:answer|option|choice)(?i:\s{1,4}is)?[\s:=*\"'(\[-]{0,8}(?<!\w)"
+_STARTS_LIKE_A_LETTER = re.compile(r"[A-Za-z](?!\w)..")
 _ITS_LETTER = re.compile(r"\W*([A-Za-z])(?!\w)|.*?([A-Za-z])\W*$", re.DOTALL)
 _ANOTHER = re.compile(r"[)\]\s]{0,3}(?:[,/&]\s{0,2}(?:and\s|or\s)?|(?:and|or)\s)[(\[]?[A-Z](?!\w|\s+\w)")
 _LISTED = re.compile(r"[(\[*]{0,2}([A-Za-z])(?:[.):\]]|$)")
@@ -69,12 +63,7 @@ def _read_line(line: str, options: Sequence[str]) -> tuple[str | None, list[str]
     if alone and alone[1].upper() in letters:
         problems = ["case"] if alone[1].islower() else []
         return alone[1].upper(), problems + ["punctuation"] * (len(line) > 1)
-    with_text = [
-        rf"(?<!\w){letter}[.):]?\s{{1,4}}(?i:{re.escape(text)})(?!\w)"
-        for letter, text in zip(letters, texts, strict=True)
-        if text
-    ]
-    marked = list(Scanner("|".join([_MARKED, *with_text])).named(line))
+    marked = list(Scanner(_letter_pattern(texts)).named(line))
     if marked:
         named = {_letter_of(one.phrase) for one in marked}
         if len(named) > 1 or any(one.denied or _ANOTHER.match(line, one.end) for one in marked):
@@ -86,6 +75,29 @@ def _read_line(line: str, options: Sequence[str]) -> tuple[str | None, list[str]
             return None, ["no_such_option"]
     chosen, problems = _read_text(line.casefold(), [text.casefold() for text in texts])
     return chosen, ["no_such_option"] if alone and chosen is None else problems
+
+
+def _letter_pattern(texts: Sequence[str]) -> str:
+    """Returns the pattern of a letter in prose: in brackets, at the start, after a cue, before its own option's text.
+
+    The "E." of an option "E. coli" is no letter where the whole text stands there.
+    """
+    guarded = [re.escape(text) for text in texts if _STARTS_LIKE_A_LETTER.match(text)]
+    guard = rf"(?!(?i:{'|'.join(guarded)})(?!\w))" if guarded else ""
+    with_text = [
+        rf"(?<!\w){letter}[.):]?\s{{1,4}}(?i:{re.escape(text)})(?!\w)"
+        for letter, text in zip(ascii_uppercase, texts, strict=False)
+        if text
+    ]
+    return "|".join(
+        (
+            r"[(\[][A-Za-z][)\]]",
+            rf"^{guard}[A-Za-z]\)",
+            rf"^\*{{0,2}}{guard}[A-Z]{_AFTER}",
+            rf"{_CUE}{guard}[A-Z]{_AFTER}",
+            *with_text,
+        )
+    )
 
 
 def _letter_of(phrase: str) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 MARKER = "###"
-BULLET = re.compile(r"(?:[-*\u2022]+|\d{1,3}[.)])\s+")
+BULLET = re.compile(r"^(?:[-*\u2022]{1,3}|\d{1,3}[.)])\s+")
 # How many words may stand between a word that denies and what it denies: "not clearly an entailment". Our choice.
 REACH = 3
 _DENYING = (

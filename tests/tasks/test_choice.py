@@ -149,6 +149,17 @@ def test_text_that_two_options_share_is_ambiguous_and_their_letters_are_not():
     assert [TASK.parse(text, input).annotation[-1] for text in ("A", "C. iron", "zinc")] == ["A", "C", "B"]
 
 
+@pytest.mark.parametrize("lead", ["", "Answer: ", "The answer is ", "**"])
+def test_an_option_that_starts_like_a_letter_is_read_whole(lead):
+    options = ("D-dimer", "S. aureus", "E. coli", "T cells", "none")
+    input, _ = TASK.render(("Q", options, "A"))
+    for letter, text in zip("ABCD", options, strict=False):
+        assert TASK.parse(lead + text, input).annotation[-1] == letter
+        assert TASK.parse(f"{lead}{letter}. {text}", input).annotation[-1] == letter
+    assert TASK.parse("E. none", input).annotation[-1] == "E"
+    assert TASK.parse("B-lymphocytes", input).annotation is None
+
+
 def test_options_of_one_or_two_letters_are_read_only_as_the_whole_answer():
     input, _ = TASK.render(("Q", ("a", "ac", "", "K"), "B"))
     assert [TASK.parse(text, input).annotation[-1] for text in ("ac", "K", "a")] == ["B", "D", "A"]
