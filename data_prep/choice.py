@@ -29,13 +29,9 @@ def read_medqa(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         question = text_at(item, "question", where, _MEDQA)
         letter = text_at(item, "answer_idx", where, _MEDQA)
         by_letter = item.get("options")
-        if (
-            not isinstance(by_letter, dict)
-            or len(by_letter) < 2
-            or {*by_letter} != {*ascii_uppercase[: len(by_letter)]}
-        ):
+        letters = sorted(by_letter) if isinstance(by_letter, dict) else []
+        if len(letters) < 2 or letters != [*ascii_uppercase[: len(letters)]]:
             raise UserError(f"{where}: no 'options' under the letters A, B, ..; expected {_MEDQA}.")
-        letters = sorted(by_letter)
         options = tuple(_one_line(text_at(by_letter, name, where, _MEDQA)) for name in letters)
         if letter not in letters:
             raise UserError(f"{where}: answer_idx '{letter}' is none of the options {', '.join(letters)}.")
