@@ -195,3 +195,20 @@ def test_a_label_that_is_not_of_the_set_is_refused():
         RELATION.render(("x", "Cures"))
     with pytest.raises(ValueError, match="negative label 'None'"):
         LabelTask("relation", LABELS, negative="None")
+
+
+def test_the_breakdown_is_the_confusion_with_unparsable_answers():
+    rows = [
+        RELATION.statistics(("x", "Treats"), Parsed(None if guess is None else ("x", guess)), "x")
+        for guess in ("Treats", "Causes", None)
+    ]
+    confusion = RELATION.breakdown(totals(rows))["confusion"]
+    assert confusion["Treats"] == {"Treats": 1, "Causes": 1, "No Relations": 0, "": 1}
+    assert not any(confusion["Causes"].values())
+
+
+def test_another_metric_may_lead():
+    assert LabelTask("label", ("yes", "no", "maybe"), metric="macro_f1").metric == "macro_f1"
+    assert NliTask(metric="macro_f1").metric == "macro_f1"
+    with pytest.raises(ValueError, match="'f1_positive' is none of accuracy"):
+        NliTask(metric="f1_positive")

@@ -170,3 +170,19 @@ def test_a_perfect_answer_scores_one_wherever_there_is_something_to_find(pairs):
     assert scores["f1"] == (1.0 if any(tag != "O" for tag in gold[1]) else 0.0)
     assert scores["accuracy"] == scores["echo_rate"] == 1.0
     assert split_tokens(input) == gold[0]
+
+
+def test_the_breakdown_counts_entities_per_type_where_typed():
+    task, gold = NerTask(("X", "Y")), (("a", "b"), ("B-X", "B-Y"))
+    counts = task.statistics(gold, Parsed((("a", "b"), ("B-X", "B-X"))), "a b")
+    assert task.breakdown(counts)["per_label"] == {
+        "X": {"gold": 1, "predicted": 2, "correct": 1},
+        "Y": {"gold": 1, "predicted": 0, "correct": 0},
+    }
+    assert NerTask().breakdown({}) == {}
+
+
+def test_another_metric_may_lead():
+    assert NerTask(("X",), metric="f1/X").metric == "f1/X"
+    with pytest.raises(ValueError, match="'f2' is none of f1"):
+        NerTask(metric="f2")
