@@ -1,7 +1,12 @@
 """Runs a model over the rows of a split, scores its answers and writes the report.
 
-Template decoding lets the model decide only what the task leaves open, so that no output is malformed; greedy and
-sample write freely. An interrupted run (exit status 75) continues where it was when the same command is given again.
+--decode=template lets the model decide only what the task leaves open, so that no output is malformed; tasks of free
+text are answered greedily. greedy and sample write freely. loglikelihood, for tasks whose output is one label or one
+letter, sums the log-probabilities of each candidate output and takes the likeliest (accuracy_ll; per byte of the
+candidate: accuracy_ll_norm). lm-evaluation-harness scores its MedQA so, but the texts " A" to " D" behind "Answer:";
+here the letter is scored in the model's own template, with what that writes around it and without EOS.
+
+An interrupted run (exit status 75) continues where it was when the same command is given again.
 """
 
 from __future__ import annotations
@@ -16,6 +21,9 @@ from medtune_jax.cli.generate import OF_SAMPLE
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
+# As in evaluate/answer.py and protocols.py, which are not imported for a help text.
+DECODE = ("template", "greedy", "sample", "loglikelihood")
+PROTOCOLS = ("aligned", "legacy_medtuned")
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -23,13 +31,13 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     text, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
     text("model", None, "Hugging Face directory or run folder.", required=True, flag_values=flags)
     text("data", None, "Folder written by `medtune prepare`, or a file of rows.", required=True, flag_values=flags)
-    text("split", "test", "Split to answer.", flag_values=flags)
-    absl_flags.DEFINE_list("sources", [], "Comma-separated sources to answer; empty = all.", flag_values=flags)
-    text("out", None, "Result folder; for a run: RUN/evaluation/SPLIT-DECODE without it.", flag_values=flags)
-    absl_flags.DEFINE_enum("protocol", "aligned", ["aligned"], "How texts are read and scored.", flag_values=flags)
-    absl_flags.DEFINE_enum(
-        "decode", "template", ["template", "greedy", "sample"], "How answers are written.", flag_values=flags
+    text("split", "test", "Split to answer: test, validation, test2, ...", flag_values=flags)
+    absl_flags.DEFINE_list(
+        "sources", [], "Comma-separated sources to answer, by name or alias; empty = all.", flag_values=flags
     )
+    text("out", None, "Result folder; for a run: RUN/evaluation/SPLIT-DECODE without it.", flag_values=flags)
+    absl_flags.DEFINE_enum("protocol", "aligned", PROTOCOLS, "How texts are read and scored.", flag_values=flags)
+    absl_flags.DEFINE_enum("decode", "template", DECODE, "How answers are found.", flag_values=flags)
     text("template", None, "Prompt template; the model's own without it.", flag_values=flags)
     absl_flags.DEFINE_bool(
         "force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags
@@ -38,7 +46,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     number(
         "max_new_tokens",
         None,
-        "Budget of greedy and sample; what task and input need without it.",
+        "Budget of --decode=greedy and sample; what task and input need without it.",
         lower_bound=1,
         flag_values=flags,
     )
@@ -57,14 +65,17 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     number("top_k", 0, "Of --decode=sample; 0 = all tokens.", flag_values=flags)
     absl_flags.DEFINE_float("top_p", 1.0, "Of --decode=sample.", flag_values=flags)
     number("seed", 0, "Of --decode=sample.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
+    )
 
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Evaluates and returns the summary of scores with its timing."""
     if flags.decode != "sample":
         refuse_given(flags, OF_SAMPLE, f"--decode={flags.decode}", "--decode=sample")
-    if flags.decode == "template":
-        refuse_given(flags, ["max_new_tokens"], "--decode=template", "--decode=greedy")
+    if flags.decode in ("template", "loglikelihood"):
+        refuse_given(flags, ["max_new_tokens"], f"--decode={flags.decode}", "--decode=greedy")
 
     from medtune_jax.evaluate.run import evaluate
 
@@ -87,6 +98,7 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         top_p=flags.top_p,
         seed=flags.seed,
         protocol=flags.protocol,
+        show_credentialed=flags.show_credentialed,
     )
 
 

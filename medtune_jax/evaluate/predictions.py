@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -36,6 +37,8 @@ class Prediction:
       finish_reason: why generation stopped; "" where it is not known.
       generated_tokens: number of tokens written, the end of the sequence not counted.
       key: identifies what was asked of which model (see `prediction_key`); "" where it is not known.
+      loglikelihoods: candidate output -> its summed natural log-probability; None, and not written, where none were
+        computed.
     """
 
     row: int
@@ -50,6 +53,14 @@ class Prediction:
     finish_reason: str
     generated_tokens: int
     key: str
+    loglikelihoods: Mapping[str, float] | None = None
+
+    def line(self) -> bytes:
+        """Returns the line of predictions.jsonl."""
+        values = asdict(self)
+        if self.loglikelihoods is None:
+            del values["loglikelihoods"]
+        return to_json_line(values)
 
 
 _FIELDS = {field.name: field.type for field in fields(Prediction)}
@@ -109,6 +120,9 @@ def _parse_line(line: bytes, row: int, where: str) -> Prediction:
     for name, value in values.items():
         if name not in _FIELDS:
             raise UserError(f"{where} has the unknown key '{name}'.{did_you_mean(name, _FIELDS)}")
+        if name == "loglikelihoods":
+            _check_loglikelihoods(value, where)
+            continue
         kind = int if _FIELDS[name] == "int" else str
         if not isinstance(value, kind) or isinstance(value, bool):
             raise UserError(f"{where}: '{name}' is {value!r}; expected {'an integer' if kind is int else 'text'}.")
@@ -116,7 +130,17 @@ def _parse_line(line: bytes, row: int, where: str) -> Prediction:
     if reason not in get_args(FinishReason):
         raise UserError(f"{where}: finish_reason is '{reason}'.{did_you_mean(reason, get_args(FinishReason)[1:])}")
     blank: dict[str, Any] = {name: 0 if kind == "int" else "" for name, kind in _FIELDS.items()}
-    return Prediction(**{**blank, "row": row, **values})
+    return Prediction(**{**blank, "loglikelihoods": None, "row": row, **values})
+
+
+def _check_loglikelihoods(value: Any, where: str) -> None:
+    if not isinstance(value, dict):
+        raise UserError(f"{where}: 'loglikelihoods' is {value!r}; expected an object of candidate output and number.")
+    for candidate, number in value.items():
+        if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
+            raise UserError(
+                f"{where}: the log-likelihood of candidate '{candidate}' is {number!r}; expected a finite number."
+            )
 
 
 class PredictionLog:
@@ -157,7 +181,7 @@ class PredictionLog:
                 "Give another --out, or remove that folder."
             )
         # What is kept is written afresh: a torn tail must not become the head of the next line.
-        kept = [to_json_line(asdict(answer)) for answer in self._answers.values()]
+        kept = [answer.line() for answer in self._answers.values()]
         write_file(folder / PARTIAL, b"".join(kept), private)
         self._file = open(folder / PARTIAL, "r+b")  # noqa: SIM115 - closed by __exit__
         self._end = sum(map(len, kept))
@@ -175,16 +199,24 @@ class PredictionLog:
     def missing(self) -> list[int]:
         return [index for index in range(len(self._rows)) if index not in self._answers]
 
-    def add(self, index: int, generated: str, finish_reason: str, generated_tokens: int) -> None:
+    def add(
+        self,
+        index: int,
+        generated: str,
+        finish_reason: str,
+        generated_tokens: int,
+        loglikelihoods: Mapping[str, float] | None = None,
+    ) -> None:
         """Records the answer to rows[index]; it is on disk at the latest FLUSH_ROWS or FLUSH_SECONDS later."""
         answer = replace(
             self._rows[index],
             generated=generated,
             finish_reason=finish_reason,
             generated_tokens=generated_tokens,
+            loglikelihoods=loglikelihoods,
         )
         self._answers[index] = answer
-        self._pending.append(to_json_line(asdict(answer)))
+        self._pending.append(answer.line())
         if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
             self.flush()
 
@@ -209,7 +241,7 @@ class PredictionLog:
             raise ValueError(f"{len(self.missing)} rows have no answer yet")
         answers = [self._answers[index] for index in range(len(self._rows))]
         self.flush()
-        write_file(self._folder / FINAL, b"".join(to_json_line(asdict(answer)) for answer in answers), self._private)
+        write_file(self._folder / FINAL, b"".join(answer.line() for answer in answers), self._private)
         (self._folder / PARTIAL).unlink(missing_ok=True)
         return answers
 
@@ -234,5 +266,6 @@ class PredictionLog:
                     generated=answer.generated,
                     finish_reason=answer.finish_reason,
                     generated_tokens=answer.generated_tokens,
+                    loglikelihoods=answer.loglikelihoods,
                 )
         return others

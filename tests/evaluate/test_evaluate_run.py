@@ -4,82 +4,17 @@ import errno
 import json
 import os
 import signal
-from dataclasses import dataclass
-from types import SimpleNamespace
 
 import pytest
+from evaluate_oracle import result_bytes
 from evaluate_samples import NER, NLI, RELATION, perfect
 
 from medtune_jax.cli import main
-from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog, read_predictions
 from medtune_jax.evaluate.run import evaluate
 from medtune_jax.evaluate.score import score_file
-from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.rows import Row, write_rows
-
-
-@dataclass(frozen=True)
-class Answer:
-    tokens: tuple[int, ...]
-    text: str
-    finish_reason: str
-    passes: int
-
-
-class Oracle:
-    """An engine that knows the gold outputs, answers from the last row to the first, and can be stopped."""
-
-    def __init__(self, gold):
-        self.gold, self.stop_after, self.stop, self.calls = gold, None, None, []
-        self.tokenizer = SimpleNamespace(bos_id=1, sha256="t", encode=lambda text: [ord(letter) for letter in text])
-
-    def _answer(self, inputs, reason, on_done):
-        for done, index in enumerate(reversed(range(len(inputs)))):
-            if done == self.stop_after:
-                self.stop()
-            on_done(index, Answer((5, 6), self.gold[inputs[index]], reason, 3))
-
-    def decode_template(self, requests, template, *, batch_size, on_done):
-        self.calls.append([request.input for request in requests])
-        assert all(request.allowed.spans(self.gold[request.input]) is not None for request in requests)
-        self._answer([request.input for request in requests], "constrained", on_done)
-
-    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, on_done):
-        texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
-        inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
-        self.calls.append(list(zip(rows, max_new_tokens, strict=True)))
-        self.method, self.seed = method, seed
-        self._answer(inputs, "eos", on_done)
-
-
-@pytest.fixture
-def data(tmp_path):
-    folder = tmp_path / "rows"
-    folder.mkdir()
-    rows = [Row("Do it.", one.input, one.output, one.source, one.id) for one in perfect()]
-    write_rows(folder / "test.parquet", rows)
-    write_rows(folder / "train.parquet", rows[:3])
-    return folder
-
-
-@pytest.fixture
-def oracle(monkeypatch):
-    engine = Oracle({one.input: one.output for one in perfect()})
-    engine.template = "alpaca"
-    monkeypatch.setattr(
-        "medtune_jax.train.load.load_model",
-        lambda path, **changes: SimpleNamespace(
-            params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m"
-        ),
-    )
-    monkeypatch.setattr("medtune_jax.generate.engine.Engine", lambda *arguments, dtype: engine)
-    return engine
-
-
-def _bytes(folder, *names):
-    return {name: (folder / name).read_bytes() for name in names or (FINAL, "scores.json", "rows.parquet", "report.md")}
 
 
 @pytest.mark.parametrize("decode", ["template", "greedy", "sample"])
@@ -101,24 +36,16 @@ def test_an_oracle_scores_exactly_one(tmp_path, data, oracle, decode):
     }
 
 
-def test_scoring_its_predictions_again_gives_the_same_bytes(tmp_path, data, oracle):
+def test_scoring_its_predictions_again_gives_the_sameresult_bytes(tmp_path, data, oracle):
     evaluate("m", data, "test", tmp_path / "out")
     score_file(tmp_path / "out", tmp_path / "again", data=data)
     names = ("scores.json", "rows.parquet", "errors.jsonl", "report.md", "report.html")
-    assert _bytes(tmp_path / "out", *names) == _bytes(tmp_path / "again", *names)
-
-
-@pytest.fixture
-def interruptible():
-    """A test runner started in the background inherits an ignored SIGINT; here Ctrl-C means what it does in a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
+    assert result_bytes(tmp_path / "out", *names) == result_bytes(tmp_path / "again", *names)
 
 
 @pytest.mark.parametrize("stop_after", [0, 1, 11])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, data, oracle, interruptible, number, stop_after):
+def test_a_stopped_run_continues_to_the_sameresult_bytes(tmp_path, data, oracle, interruptible, number, stop_after):
     evaluate("m", data, "test", tmp_path / "undisturbed", decode="sample", seed=3)
     handler = signal.getsignal(signal.SIGTERM)
     oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), number)
@@ -130,15 +57,15 @@ def test_a_stopped_run_continues_to_the_same_bytes(tmp_path, data, oracle, inter
     result = evaluate("m", data, "test", tmp_path / "out", decode="sample", seed=3)
     assert result["timing"]["rows_answered_now"] == 12 - stop_after
     assert oracle.calls[-1] == oracle.calls[0][: 12 - stop_after]  # the same rows' own randomness and budgets
-    assert _bytes(tmp_path / "out") == _bytes(tmp_path / "undisturbed")
+    assert result_bytes(tmp_path / "out") == result_bytes(tmp_path / "undisturbed")
 
 
 def test_a_finished_run_asks_nothing_again(tmp_path, data, oracle):
     evaluate("m", data, "test", tmp_path / "out")
-    before = _bytes(tmp_path / "out")
+    before = result_bytes(tmp_path / "out")
     assert evaluate("m", data, "test", tmp_path / "out")["timing"]["rows_answered_now"] == 0
     assert len(oracle.calls) == 1
-    assert _bytes(tmp_path / "out") == before
+    assert result_bytes(tmp_path / "out") == before
 
 
 @pytest.mark.parametrize(
@@ -169,26 +96,6 @@ def test_a_limit_takes_the_first_rows_of_each_source_and_says_so(tmp_path, data,
     assert {entry["split"] for entry in document["sources"].values()} == {None}
     evaluate("m", data, "test", tmp_path / "out")
     assert len(oracle.calls[-1]) == 6  # what was answered under the limit is kept
-
-
-def test_budgets_are_what_a_rows_input_needs_up_to_the_tasks_own_unless_given(tmp_path, data, oracle):
-    long = get_source(NER).task.render((("a",) * 400, ("B",) * 400))
-    oracle.gold[long[0]] = long[1]
-    evaluate("m", data, "test", tmp_path / "a", decode="greedy")
-    # The oracle's tokens are characters and its tags are one character each: the gold output is as long as any.
-    lengths = [len(get_template("alpaca").completion(one.output)) for one in perfect(NER)]
-    assert [budget for _, budget in oracle.calls[-1]] == [length + 64 for length in lengths] + [32] * 7
-    write_rows(data / "long.parquet", [Row("", *long, NER)])
-    evaluate("m", data, "long", tmp_path / "long", decode="greedy")
-    assert [budget for _, budget in oracle.calls[-1]] == [1536]
-    evaluate("m", data, "test", tmp_path / "b", decode="greedy", max_new_tokens=9)
-    assert {budget for _, budget in oracle.calls[-1]} == {9}
-
-
-def test_sampling_is_as_asked_for(tmp_path, data, oracle):
-    evaluate("m", data, "test", tmp_path / "a", decode="sample", temperature=0.5, top_k=4, top_p=0.9, seed=8)
-    method = oracle.method
-    assert (method.temperature, method.top_k, method.top_p, oracle.seed) == (0.5, 4, 0.9, 8)
 
 
 def test_the_template_is_the_models_own_unless_forced(tmp_path, data, oracle):

@@ -141,7 +141,24 @@ def test_what_is_written_is_read_back(tmp_path, undisturbed):
     (tmp_path / FINAL).write_bytes(undisturbed[1])
     read = read_predictions(tmp_path)
     assert [one.generated for one in read] == TEXTS
-    assert list(asdict(read[0])) == list(json.loads(undisturbed[1].split(b"\n")[0]))
+    assert list(asdict(read[0]))[:-1] == list(json.loads(undisturbed[1].split(b"\n")[0]))
+
+
+def test_loglikelihoods_are_the_last_field_and_written_only_where_they_were_computed(tmp_path):
+    values = {"No": -12.345678901234567, "Yes": -1e-07}
+    with PredictionLog(tmp_path, _questions(2)) as log:
+        log.add(0, "Yes", "constrained", 1, values)
+        log.add(1, "", "prompt_too_long", 0)
+        written = log.finish()
+    lines = [json.loads(line) for line in (tmp_path / FINAL).read_bytes().splitlines()]
+    assert list(lines[0])[-1] == "loglikelihoods" and list(lines[0]["loglikelihoods"].items()) == list(values.items())
+    assert "loglikelihoods" not in lines[1]
+    assert read_predictions(tmp_path) == written
+    before = (tmp_path / FINAL).read_bytes()
+    with PredictionLog(tmp_path, _questions(2)) as log:
+        assert log.missing == []
+        log.finish()
+    assert (tmp_path / FINAL).read_bytes() == before
 
 
 def test_four_keys_are_enough(tmp_path):
@@ -168,6 +185,12 @@ GOOD = {"source": "s", "input": "i", "output": "o", "generated": "g"}
         ),
         (json.dumps({**GOOD, "finish_reason": "eso"}), r"p\.jsonl:2: finish_reason is 'eso'.*'eos'"),
         (json.dumps({**GOOD, "row": "1"}), r"p\.jsonl:2: 'row' is '1'; expected an integer"),
+        (json.dumps({**GOOD, "loglikelihoods": [1.0]}), r"p\.jsonl:2: 'loglikelihoods' is \[1.0\]; expected an object"),
+        (
+            json.dumps({**GOOD, "loglikelihoods": {"Yes": -1, "No": float("nan")}}),
+            r"p\.jsonl:2: .* 'No' is nan; expected",
+        ),
+        (json.dumps({**GOOD, "loglikelihoods": {"Yes": True}}), r"p\.jsonl:2: .* 'Yes' is True; expected a finite"),
         (json.dumps({**GOOD, "row": True}), r"p\.jsonl:2: 'row' is True; expected an integer"),
     ],
 )

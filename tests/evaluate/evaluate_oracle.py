@@ -1,0 +1,51 @@
+"""An engine that knows the gold outputs, in place of a model."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+from medtune_jax.evaluate.predictions import FINAL
+from medtune_jax.generate.results import Generation
+
+
+class Oracle:
+    """An engine that knows the gold outputs, answers from the last row to the first, and can be stopped."""
+
+    def __init__(self, gold):
+        self.gold, self.stop_after, self.stop, self.calls = gold, None, None, []
+        self.tokenizer = SimpleNamespace(bos_id=1, sha256="t", encode=lambda text: [ord(letter) for letter in text])
+
+    def _answer(self, inputs, reason, on_done, decisions=None):
+        for done, index in enumerate(reversed(range(len(inputs)))):
+            if done == self.stop_after:
+                self.stop()
+            text = self.gold[inputs[index]]
+            on_done(index, Generation((5, 6), text, reason, 3, decisions[index] if decisions else 2))
+
+    def decode_template(self, requests, template, *, batch_size, on_done):
+        self.calls.append([request.input for request in requests])
+        assert all(request.allowed.spans(self.gold[request.input]) is not None for request in requests)
+        slots = [len(request.allowed.slots) for request in requests]
+        self._answer([request.input for request in requests], "constrained", on_done, slots)
+
+    def loglikelihoods(self, requests, template, *, batch_size, skip, on_done):
+        self.calls.append([index for index in range(len(requests)) if index not in skip])
+        for done, index in enumerate(self.calls[-1]):
+            if done == self.stop_after:
+                self.stop()
+            gold = self.gold[requests[index].input]
+            values = {text: -1.5 - i for i, text in enumerate(requests[index].allowed.slots[0].options)}
+            values[gold] = -0.05
+            on_done(index, Generation((5, 6), gold, "constrained", 1, 1, values))
+
+    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, on_done):
+        texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
+        inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
+        self.calls.append(list(zip(rows, max_new_tokens, strict=True)))
+        self.method, self.seed = method, seed
+        self._answer(inputs, "eos", on_done)
+
+
+def result_bytes(folder, *names):
+    """Returns name -> bytes of some files of a result folder."""
+    return {name: (folder / name).read_bytes() for name in names or (FINAL, "scores.json", "rows.parquet", "report.md")}

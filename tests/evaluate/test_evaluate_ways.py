@@ -1,0 +1,209 @@
+"""Each row is answered in the way that its task and the decoding asked for permit; what was asked is on record."""
+
+import json
+import os
+import signal
+
+import pytest
+from evaluate_oracle import result_bytes
+from evaluate_samples import NER, NLI, RELATION, perfect
+
+from medtune_jax.cli import evaluate as cli_evaluate
+from medtune_jax.cli import main
+from medtune_jax.data.prompts import get_template
+from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.evaluate.answer import DECODE
+from medtune_jax.evaluate.predictions import read_predictions
+from medtune_jax.evaluate.protocols import PROTOCOLS
+from medtune_jax.evaluate.run import evaluate
+from medtune_jax.tasks import registry
+from medtune_jax.tasks.definition import register_definitions
+from medtune_jax.tasks.registry import get_source
+from medtune_jax.tasks.rows import Row, write_rows
+
+MY_WORDS = {
+    "name": "my-words",
+    "task": "label",
+    "labels": ["yes", "no"],
+    "licence": "CC0-1.0",
+    "credentialed": False,
+    "format": "table",
+    "files": {"test": "test.tsv"},
+    "columns": {"input": "text", "label": "label"},
+    "wordings": ["Is it a word?"],
+}
+
+
+@pytest.fixture
+def own_source():
+    """A user's source, known for one test."""
+    before = dict(registry.SOURCES), dict(registry._BY_ANY_NAME)
+    register_definitions({"my-words": MY_WORDS})
+    yield "my-words"
+    for table, old in zip((registry.SOURCES, registry._BY_ANY_NAME), before, strict=True):
+        table.clear()
+        table.update(old)
+
+
+def test_free_text_is_answered_greedily_beside_rows_decoded_by_template(tmp_path, data, oracle):
+    rows = [Row("Do it.", one.input, one.output, one.source) for one in perfect(NLI)]
+    texts = [Row("Answer.", f"My head aches, day {n}.", f"Rest for {n} days.", "iCliniq") for n in range(3)]
+    extract = get_source("BioASQ-list").task.render(("Which genes ?", ((("BRCA1",), ("TP53",)),)))
+    mixed = [texts[0], *rows[:2], Row("List.", *extract, "BioASQ-list"), texts[1], *rows[2:], texts[2]]
+    oracle.gold |= {row.input: row.output for row in mixed}
+    write_rows(data / "mixed.parquet", mixed)
+    result = evaluate("m", data, "mixed", tmp_path / "out")
+    assert {name: entry["metrics"][entry["metric"]] for name, entry in result["sources"].items()} == {
+        NLI: 1.0,
+        "iCliniq": 1.0,
+        "BioASQ-list": 1.0,
+    }
+    read = read_predictions(tmp_path / "out")
+    assert [one.row for one in read] == list(range(8))
+    assert [one.finish_reason for one in read] == ["eos" if one.source != NLI else "constrained" for one in read]
+    provenance = json.loads((tmp_path / "out" / "provenance.json").read_bytes())
+    assert provenance["decoding"]["method"] == "template"
+    assert provenance["decoded_by"] == {NLI: ["template"], "iCliniq": ["greedy"], "BioASQ-list": ["greedy"]}
+    assert result["timing"]["decision"] == "decision" and result["timing"]["decisions"] == 4 + 4 * 2
+    # Free text may be of any length: each task's own budget, whatever the input.
+    free = [get_source(name).task.max_new_tokens for name in ("iCliniq", "BioASQ-list", "iCliniq", "iCliniq")]
+    assert oracle.calls[-1] == list(zip([0, 3, 4, 7], free, strict=True))
+
+    undisturbed = result_bytes(tmp_path / "out")
+    for stop_after in (1, 3):
+        folder = tmp_path / str(stop_after)
+        oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM)
+        for _ in range(2):  # once among the rows decoded by template, once among the others
+            with pytest.raises(Interrupted):
+                evaluate("m", data, "mixed", folder)
+        oracle.stop_after = None
+        evaluate("m", data, "mixed", folder)
+        assert result_bytes(folder) == undisturbed
+
+
+def test_loglikelihoods_are_written_scored_and_continued_to_the_sameresult_bytes(tmp_path, data, oracle):
+    asked = {"decode": "loglikelihood", "sources": [NLI, RELATION]}
+    result = evaluate("m", data, "test", tmp_path / "out", **asked)
+    assert {entry["metrics"]["accuracy_ll"] for entry in result["sources"].values()} == {1.0}
+    read = read_predictions(tmp_path / "out")
+    for one in read:
+        assert list(one.loglikelihoods) == list(get_source(one.source).task.labels)
+        assert (one.generated, one.finish_reason) == (one.output, "constrained")
+        assert max(one.loglikelihoods, key=one.loglikelihoods.get) == one.output
+    assert (result["timing"]["decision"], result["timing"]["decisions"]) == ("label", 7)
+    oracle.stop_after, oracle.stop = 3, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted, match="3 answers are kept"):
+        evaluate("m", data, "test", tmp_path / "again", **asked)
+    oracle.stop_after = None
+    evaluate("m", data, "test", tmp_path / "again", **asked)
+    assert oracle.calls[-1] == [3, 4, 5, 6]
+    assert result_bytes(tmp_path / "again") == result_bytes(tmp_path / "out")
+
+
+@pytest.mark.parametrize(("source", "kind"), [(NER, "ner"), ("iCliniq", "text"), ("hoc", "labels")])
+def test_loglikelihood_refuses_tasks_that_have_no_few_candidates(tmp_path, data, oracle, source, kind):
+    rows = {NER: perfect(NER)[0], "hoc": Row("", "x", "None", "hoc"), "iCliniq": Row("", "x", "y", "iCliniq")}
+    write_rows(data / "other.parquet", [Row("", rows[source].input, rows[source].output, source)])
+    with pytest.raises(UserError, match=rf"Source '{source}' \(task {kind}\) .*--sources, or use --decode=template"):
+        evaluate("m", data, "other", tmp_path / "out", decode="loglikelihood")
+    assert not (tmp_path / "out").exists()
+
+
+def test_sources_are_chosen_by_any_of_their_names(tmp_path, data, oracle):
+    rows = [Row("", one.input, one.output, "NCBI-disease") for one in perfect(NER)[:2]]
+    rows += [Row("", one.input, one.output, "ncbi_disease") for one in perfect(NER)[2:4]]
+    rows += [Row("", one.input, one.output, one.source) for one in perfect(NLI)]
+    write_rows(data / "test2.parquet", rows)
+    result = evaluate("m", data, "test2", tmp_path / "out", sources=["NCBI"])
+    assert {name: entry["n"] for name, entry in result["sources"].items()} == {"NCBI-disease": 4}
+    evaluate("m", data, "test2", tmp_path / "limited", sources=["ncbi-disease-iob"], limit=3)
+    assert [one.row for one in read_predictions(tmp_path / "limited")] == [0, 1, 2]
+    assert json.loads((tmp_path / "out" / "provenance.json").read_bytes())["split"] == "test2"
+
+
+def test_the_provenance_carries_the_definitions_of_the_users_sources(tmp_path, data, oracle, own_source):
+    oracle.gold["It is a word ."] = "yes"
+    rows = [Row("", one.input, one.output, one.source) for one in perfect(NLI)]
+    write_rows(data / "own.parquet", [*rows, Row("", "It is a word .", "yes", own_source)])
+    evaluate("m", data, "own", tmp_path / "own")
+    found = json.loads((tmp_path / "own" / "provenance.json").read_bytes())["source_definitions"]
+    assert list(found) == ["my-words"] and found["my-words"]["labels"] == ["yes", "no"]
+    evaluate("m", data, "own", tmp_path / "known", sources=[NLI])
+    assert "source_definitions" not in json.loads((tmp_path / "known" / "provenance.json").read_bytes())
+
+
+def test_texts_of_credentialed_sources_are_shown_only_where_asked(tmp_path, data, oracle, capsys):
+    invented = "The zorblatt of Mr. Quux was wolten ."
+    oracle.gold[f"Sentence 1: {invented}\nSentence 2: He is ill ."] = "Neutral"
+    row = get_source("MedNLI").task.render((invented, "He is ill .", "Entailment"))
+    write_rows(data / "gated.parquet", [Row("", *row, "MedNLI")])
+    command = ["evaluate", "--model=m", f"--data={data}", "--split=gated"]
+    assert main.dispatch([*command, f"--out={tmp_path / 'hidden'}"]) == 0
+    assert main.dispatch([*command, f"--out={tmp_path / 'shown'}", "--show_credentialed"]) == 0
+    pages = {name: (tmp_path / name / "report.html").read_text() for name in ("hidden", "shown")}
+    assert "zorblatt" not in pages["hidden"] and "zorblatt" in pages["shown"]
+    for path in (tmp_path / "shown").iterdir():
+        if path.name not in ("provenance.json", "timing.json"):
+            assert path.stat().st_mode & 0o077 == 0, path.name
+
+
+def test_the_legacy_protocol_scores_the_same_answers(tmp_path, data, oracle):
+    result = evaluate("m", data, "test", tmp_path / "out", protocol="legacy_medtuned", sources=[NER, NLI])
+    assert json.loads((tmp_path / "out" / "scores.json").read_bytes())["protocol"] == "legacy_medtuned"
+    assert sorted(result["sources"]) == sorted([NER, NLI])
+
+
+def test_the_commands_choices_are_those_of_the_library():
+    assert cli_evaluate.DECODE == DECODE and cli_evaluate.PROTOCOLS == PROTOCOLS
+
+
+def test_budgets_are_what_a_rows_input_needs_up_to_the_tasks_own_unless_given(tmp_path, data, oracle):
+    long = get_source(NER).task.render((("a",) * 400, ("B",) * 400))
+    oracle.gold[long[0]] = long[1]
+    evaluate("m", data, "test", tmp_path / "a", decode="greedy")
+    # The oracle's tokens are characters and its tags are one character each: the gold output is as long as any.
+    lengths = [len(get_template("alpaca").completion(one.output)) for one in perfect(NER)]
+    assert [budget for _, budget in oracle.calls[-1]] == [length + 64 for length in lengths] + [32] * 7
+    write_rows(data / "long.parquet", [Row("", *long, NER)])
+    evaluate("m", data, "long", tmp_path / "long", decode="greedy")
+    assert [budget for _, budget in oracle.calls[-1]] == [1536]
+    evaluate("m", data, "test", tmp_path / "b", decode="greedy", max_new_tokens=9)
+    assert {budget for _, budget in oracle.calls[-1]} == {9}
+
+
+def test_sampling_is_as_asked_for(tmp_path, data, oracle):
+    evaluate("m", data, "test", tmp_path / "a", decode="sample", temperature=0.5, top_k=4, top_p=0.9, seed=8)
+    method = oracle.method
+    assert (method.temperature, method.top_k, method.top_p, oracle.seed) == (0.5, 4, 0.9, 8)
+
+
+def test_a_real_checkpoint_compares_candidates_and_writes_lists_and_free_text(tmp_path, data, shared_data):
+    model = shared_data / "models" / "stories260K"
+    rows = [Row("Which hallmarks?", text, output, "hoc") for text, output in (("Cells die .", "None"), ("x", "None"))]
+    rows.insert(1, Row("Answer.", "My head aches.", "Rest.", "iCliniq"))
+    long = Row("", "long " * 600, "None", "hoc")
+    write_rows(data / "lists.parquet", [*rows, long])
+    how = {"template": "alpaca", "batch_size": 4}
+    result = evaluate(model, data, "lists", tmp_path / "lists", **how)
+    assert result["sources"]["hoc"]["parse"] == {
+        "exact": 2,
+        "repaired": 0,
+        "unparsable": 1,
+        "kinds": {"prompt_too_long": 1},
+    }
+    found = read_predictions(tmp_path / "lists")
+    assert [one.finish_reason for one in found] == ["constrained", "length", "constrained", "prompt_too_long"]
+
+    write_rows(
+        data / "long.parquet",
+        [Row("", one.input, one.output, NLI) for one in perfect(NLI)]
+        + [Row("", "Sentence 1: " + "long " * 600 + "\nSentence 2: x", "Neutral", NLI)],
+    )
+    compared = evaluate(model, data, "long", tmp_path / "ll", decode="loglikelihood", **how)
+    entry = compared["sources"][NLI]
+    found = read_predictions(tmp_path / "ll")
+    assert [one.finish_reason for one in found] == ["constrained"] * 4 + ["prompt_too_long"]
+    assert [sorted(one.loglikelihoods or {}) for one in found] == [sorted(get_source(NLI).task.labels)] * 4 + [[]]
+    assert entry["metrics"]["accuracy_ll"] == entry["metrics"]["accuracy"]
+    greedy = evaluate(model, data, "long", tmp_path / "greedy", decode="greedy", max_new_tokens=2, **how)
+    assert greedy["sources"][NLI]["parse"]["kinds"]["prompt_too_long"] == 1
