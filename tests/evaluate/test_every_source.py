@@ -1,6 +1,9 @@
 """What holds for the scores of every registered source, on annotations made up for its task."""
 
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -10,6 +13,7 @@ from evaluate_samples import prediction
 from medtune_jax.evaluate.score import score
 from medtune_jax.tasks.registry import SOURCES, get_source
 
+SEEDS = os.environ.get("MEDTUNE_HASH_SEEDS", "0 1").split()
 LONG = "The patient was seen on the ward and sent home with a new drug ."
 
 
@@ -70,3 +74,31 @@ def test_a_blank_answer_changes_its_own_row_only_and_earns_nothing(name):
         assert table.status[index] == "unparsable"
     blank = score([replace(row, generated="") for row in rows], resamples=5).document["sources"][name]
     assert set(blank["metrics"].values()) == {0.0}
+
+
+_SCORE = """
+import sys
+from pathlib import Path
+from medtune_jax.evaluate.predictions import read_predictions
+from medtune_jax.evaluate.score import score, write_scores
+for protocol in ("aligned", "legacy_medtuned"):
+    scores = score(read_predictions(sys.argv[1]), protocol=protocol, resamples=20)
+    write_scores(Path(sys.argv[2]) / protocol, scores)
+"""
+
+
+def test_scores_are_the_same_bytes_under_any_hash_seed(tmp_path):
+    rows = [row for name in SOURCES for row in _perfect(name)]
+    spoilt = [replace(row, generated=row.output[::2]) if at % 3 else row for at, row in enumerate(rows)]
+    keys = ("source", "input", "output", "meta", "group", "generated")
+    lines = [json.dumps({key: getattr(one, key) for key in keys}) + "\n" for one in spoilt]
+    (tmp_path / "predictions.jsonl").write_text("".join(lines))
+    found = []
+    for seed in SEEDS:
+        out = tmp_path / seed
+        out.mkdir()
+        words = [sys.executable, "-c", _SCORE, str(tmp_path), str(out)]
+        subprocess.run(words, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
+        found.append({str(file.relative_to(out)): file.read_bytes() for file in out.rglob("*") if file.is_file()})
+    assert len(found[0]) == 10
+    assert all(one == found[0] for one in found)
