@@ -11,11 +11,12 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="chatdoctor",
         task=TextTask(),
-        licence="Apache-2.0 (of the repository that offers it; academic research only, by its README)",
+        licence="Apache-2.0",
         credentialed=False,
         description="Questions of patients and the answers of physicians from HealthCareMagic.com (Li et al. 2023); "
         "where only chatdoctor5k.json is there, the 5,452 consultations that ChatGPT wrote for the same project. The "
-        "file repeats one instruction, which wordings replace.",
+        "file repeats one instruction, which wordings replace. The licence is that of the repository that offers the "
+        "data; its README allows the ChatDoctor model for academic research only.",
         where=f"HealthCareMagic-100k.json, linked from the README of {_CHATDOCTOR}, into the folder chatdoctor; or "
         "chatdoctor5k.json from that repository",
         category="QA",
@@ -29,12 +30,12 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="pmc_llama",
         task=TextTask(),
-        licence="OpenRAIL (by the tag of its hub repository, which names no variant; its parts have licences of their "
-        "own)",
+        licence="openrail",
         credentialed=False,
         description="Instructions of PMC-LLaMA (Wu et al. 2024) without its ChatDoctor part: medqa_train, medmcqa, "
         "pubmedqa.ori_pqaa, liveqa, medicationqa, umls, umls_relation, told apart by `subsource` in meta. It holds the "
-        "training sets of MedQA, MedMCQA and PubMedQA: check contamination before scoring those.",
+        "training sets of MedQA, MedMCQA and PubMedQA: check contamination before scoring those. The "
+        "licence is the tag of the hub repository, which names no variant; its parts have licences of their own.",
         where="release.json from https://huggingface.co/datasets/axiong/pmc_llama_instructions, into "
         "the folder pmc_llama",
         category="QA",

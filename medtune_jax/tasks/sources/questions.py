@@ -30,7 +30,6 @@ _BIOASQ_WHERE = (
     "(*B*_golden.json) into BioASQ/test"
 )
 _BIOASQ_FILES = {"train": "train", "test": "test"}
-_CLINICAL_IE_LICENCE = "unknown (access conditions of the hub repository)"
 _CLINICAL_IE_WHERE = (
     "the splits validation and test of https://huggingface.co/datasets/mitclinicalml/clinical-ie, configuration {name} "
     "(its conditions must be accepted), each saved with to_csv, as validation.csv and test.csv in the folder {name}"
@@ -168,8 +167,8 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="medication_status",
         task=ExtractTask(fields=("active", "discontinued", "neither")),
-        licence=_CLINICAL_IE_LICENCE,
-        credentialed=True,  # de-identified patient notes under conditions of access: treated as gated text (OUR choice)
+        licence="unknown",
+        credentialed=True,  # OUR choice: notes of patients, de-identified, whose conditions of access must be accepted
         description="Medications of clinical snippets (CASI) by status (Agrawal et al. 2022). Column names as used in "
         "public code on the set: snippet, {active,discontinued,neither}_medications.",
         where=_CLINICAL_IE_WHERE.format(name="medication_status"),
@@ -180,7 +179,7 @@ SOURCES: tuple[Source, ...] = (
     Source(
         name="coreference",
         task=ExtractTask(single=True),
-        licence=_CLINICAL_IE_LICENCE,
+        licence="unknown",
         credentialed=True,
         description="Pronouns of clinical snippets (CASI) and their antecedents (Agrawal et al. 2022). The columns "
         "snippet, pronoun, antecedent are OUR assumption: the files could not be seen, their card says that each "
