@@ -34,15 +34,21 @@ ROWS = 20
 ONSETS = ("morv", "talg", "brell", "quen", "sarn", "velt", "dorm", "fisk", "grav", "lund")
 
 
-@pytest.fixture(autouse=True)
-def own_registry():
-    """Takes away the sources that a test defines."""
-    tables = (registry.SOURCES, registry._BY_ANY_NAME)
-    before = [dict(table) for table in tables]
-    yield
-    for table, old in zip(tables, before, strict=True):
+TABLES = (registry.SOURCES, registry._BY_ANY_NAME)
+BUILT_IN = [dict(table) for table in TABLES]
+
+
+def forget():
+    """Takes away the sources that were defined so far, as if another process went on."""
+    for table, before in zip(TABLES, BUILT_IN, strict=True):
         table.clear()
-        table.update(old)
+        table.update(before)
+
+
+@pytest.fixture(autouse=True)
+def nothing_defined():
+    yield
+    forget()
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +73,8 @@ def write(files):
 
 
 def medtune(*words):
+    """Runs a command as a process of its own would, which knows of a definition only what it reads."""
+    forget()
     status = dispatch([*words, *SHORTER.get(words[0], "").split()])
     assert status == 0, words
 
