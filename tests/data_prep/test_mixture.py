@@ -1,15 +1,23 @@
 """Mixtures: what a TOML file may say, the two published ones, and what `prepare` makes of them."""
 
 import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
-from medtune_jax.data_prep.mixture import built_in, load_mixture
+from medtune_jax.data_prep.mixture import built_in, load_mixture, mixture_of
 from medtune_jax.data_prep.prepare import prepare
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import Row, gold_sha256, read_rows, write_rows
+
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 
 def expected_rows(name, split):
@@ -108,7 +116,8 @@ def test_the_rows_of_a_split_that_is_not_shuffled_keep_the_order_and_the_gold_of
 
 
 def test_weights_share_out_the_training_rows(raw, tmp_path):
-    text = "train_rows = 8\n[[train]]\nsource = 'NCBI-disease'\nweight = 3\n[[train]]\nsource = 'sample-relation'\nweight = 1\n"
+    weighted = "[[train]]\nsource = '{}'\nweight = {}\n"
+    text = "train_rows = 8\n" + weighted.format("NCBI-disease", 3) + weighted.format("sample-relation", 1)
     assert mixed(tmp_path, text, raw_dir=raw)["rows"] == {"train": 8}
     assert Counter(row.source for row in read_rows(tmp_path / "rows", "train")) == {
         "NCBI-disease": 6,
@@ -204,3 +213,22 @@ def test_medtuned_on_what_is_at_hand_checks_every_count_and_names_what_is_missin
     ]
     jnlpba = [row for row in validation if row.source == "JNLPBA"]
     assert SOURCES["JNLPBA"].splits[gold_sha256(jnlpba)] == "validation"
+
+
+def test_the_documented_example_is_a_mixture():
+    text = (REPOSITORY / "docs" / "mixtures.md").read_text()
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.S)
+    mixture = mixture_of(tomllib.loads(example), "my_mixture", "docs/mixtures.md")
+    assert len(mixture.ingredients) == 8 and mixture.train_rows == 60_000 and mixture.contamination == "drop"
+
+
+def test_a_mixtures_bytes_are_the_same_under_any_hash_seed(raw, tmp_path):
+    (tmp_path / "mine.toml").write_text(FULL)
+    written = []
+    for hash_seed in ("0", "1"):
+        command = [sys.executable, "-m", "medtune_jax", "prepare", f"--mixture={tmp_path / 'mine.toml'}", "--json"]
+        environment = {**os.environ, "PYTHONHASHSEED": hash_seed, "PYTHONPATH": str(REPOSITORY)}
+        out = tmp_path / f"rows{hash_seed}"
+        subprocess.run([*command, f"--raw_dir={raw}", f"--out={out}"], check=True, env=environment, capture_output=True)
+        written.append({path.name: path.read_bytes() for path in out.iterdir()})
+    assert written[0] == written[1] and len(written[0]) == 4
