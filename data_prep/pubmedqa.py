@@ -45,8 +45,8 @@ def official_split(decisions: Mapping[str, str]) -> dict[str, list[str]]:
 
     Its rule: python's generator with seed 0 halves the set label by label into cross-validation and test, and goes on
     to cut the first half, again label by label, into ten folds, levelled by moving one random article of each to the
-    last. That the test half equals the published test_ground_truth.json, in its order, is checked at every reading, so
-    fold 0 is the official one: it comes from the same generator.
+    last. That the test half equals the published test_ground_truth.json, in its order, is checked at every reading;
+    fold 0 comes from the same generator, and begins as in a copy of the script's own output.
 
     Args:
       decisions: PMID -> yes, no or maybe, in the file's order.

@@ -102,6 +102,12 @@ def test_pubmedqa_inputs_do_not_hold_the_conclusion(records, shared_data):
     assert len(ids) == len({*ids}) == 1000 and {*ids} == {*articles}
 
 
+def test_fold_0_of_pubmedqa_begins_as_the_official_script_wrote_it(records):
+    """As in the data/pqal_fold0/dev_set.json that realhenrycheng/AITA_Coursework_Team11 keeps on GitHub."""
+    found = [record.id for record in records["PubMedQA"][0, "validation"]]
+    assert found[:7] == ["15879722", "12607666", "17593459", "11882828", "23588461", "26063028", "12836106"]
+
+
 def test_doubtful_gold_of_medmcqa_is_counted(records):
     found = records["MedMCQA"][0, "validation"]
     assert sum("gold_repeated" in record.meta for record in found) == 4
