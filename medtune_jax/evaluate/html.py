@@ -145,7 +145,8 @@ def _source_section(name: str, entry: Mapping[str, Any], errors: Sequence[Mappin
         f"{bars(lines, entry['metric'])}{table(['', *metrics, 'note'], rows)}"
         f'<div class="parse" role="img" aria-label="outputs by how they could be read">{shares}</div>'
         f'<div class="small">{escape(report.parse_line(entry))}</div>'
-        f'<div class="small">Errors: {escape(counted)}.</div>'
+        + "".join(f'<div class="small">{escape(note)}</div>' for note in report.notes(entry))
+        + f'<div class="small">Errors: {escape(counted)}.</div>'
         + (f'<h3>Published on other rows, not comparable</h3><ul class="small">{listed}</ul>' if other else "")
         + "</section>"
     )

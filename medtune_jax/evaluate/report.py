@@ -44,7 +44,8 @@ def lines(entry: Mapping[str, Any]) -> list[Line]:
             found.append(Line(who, "baseline", figures["metrics"], figures["ci95"], note))
     for figure in published(entry, "same rows"):
         metrics = {figure["metric"]: figure["value"]}
-        found.append(Line(figure["model"], "published", metrics, note=f"{figure['cited']}; same rows"))
+        note = f"{figure['cited']}; same rows{_development(figure)}; {_scorer(figure)}"
+        found.append(Line(figure["model"], "published", metrics, note=note))
     return found
 
 
@@ -91,12 +92,46 @@ def parse_line(entry: Mapping[str, Any]) -> str:
     return f"Outputs: {text}." + (f" Rows with a defect: {kinds}." if kinds else "")
 
 
+def notes(entry: Mapping[str, Any]) -> list[str]:
+    """Returns sentences on what else is known of a source's figures: gold repairs, documents, a script that stopped."""
+    found = []
+    if entry["gold"]["repaired"]:
+        found.append(f"{entry['gold']['repaired']:,} gold outputs are not quite in the task's form; read with repairs.")
+    if documents := entry["documents"]:
+        figures = {"metric": entry["metric"], **documents}
+        metrics, intervals = documents["metrics"], documents["ci95"]
+        values = ", ".join(f"{name} {value_text(metrics[name], intervals[name])}" for name in metric_names(figures))
+        found.append(f"By document ({documents['n']:,}): {values}.")
+    legacy = entry.get("legacy", {})
+    if legacy.get("crash"):
+        found.append(
+            f"The authors' script stops on these answers ({legacy['crash']}) and gives no figure; "
+            f"those here: {legacy['crash_figures']}."
+        )
+    if legacy.get("best_order"):
+        worst, best = (percent(legacy[f"{which}_order"]["micro_f1"]) for which in ("worst", "best"))
+        order = ", ".join(legacy["label_order"])
+        found.append(f"Labels are looked for in the order {order}; over all orders micro_f1 is {worst} to {best}.")
+    return found
+
+
 def other_rows_line(figure: Mapping[str, Any]) -> str:
     n = f", n = {figure['n']:,}" if figure["n"] else ""
     return (
         f"{figure['model']}: {figure['metric']} {percent(figure['value'])} "
-        f"(other rows: {figure['split'] or 'split not stated'}{n}; {figure['cited']})"
+        f"(other rows: {figure['split'] or 'split not stated'}{n}{_development(figure)}; {_scorer(figure)}; "
+        f"{figure['cited']})"
     )
+
+
+def _development(figure: Mapping[str, Any]) -> str:
+    return ", a development set" if figure["development"] else ""
+
+
+def _scorer(figure: Mapping[str, Any]) -> str:
+    if figure["scorer"] == "other scorer":
+        return f"another scorer, {figure['protocol']}"
+    return "the same scorer" if figure["scorer"] == "same scorer" else "scorer not stated"
 
 
 def provenance_items(document: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -130,7 +165,8 @@ def markdown(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], r
     parts = [f"# Evaluation of {plain(model)}", about + (f" Only the first {limit} rows per source." if limit else "")]
     parts.append(markdown_table(["source", "task", "n", "metric", "this model", "exact outputs"], _summary(document)))
     for name, entry in document["sources"].items():
-        parts.append(f"## {plain(name)}\n\n{rows_line(entry)}\n{parse_line(entry)}")
+        said = "\n".join(map(plain, notes(entry)))
+        parts.append(f"## {plain(name)}\n\n{rows_line(entry)}\n{parse_line(entry)}\n{said}".rstrip())
         metrics = metric_names(entry)
         table = [[line.who, *(cell(line, metric) for metric in metrics), line.note] for line in lines(entry)]
         parts.append(markdown_table(["", *metrics, "note"], table))
@@ -157,6 +193,8 @@ def console(result: Mapping[str, Any]) -> str:
         rows.append((name, f"{entry['n']:,}", metric, value, exact))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     text = ["  ".join(part.ljust(width) for part, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    stopped = {name: entry["legacy"]["crash"] for name, entry in result["sources"].items() if "legacy" in entry}
+    text += [f"{name}: the authors' script stops here: {crash}" for name, crash in stopped.items() if crash]
     text += [f"not scored: {name}, {left['n']:,} rows: {left['reason']}" for name, left in result["not_scored"].items()]
     return "\n".join([*text, f"scores: {result['scores']}", f"report: {result['report']}"])
 

@@ -6,11 +6,12 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from evaluate_samples import NER, NLI, flawed, perfect
+from evaluate_samples import NER, NLI, RELATION, flawed, perfect, prediction
 
 from medtune_jax.evaluate import html, report
 from medtune_jax.evaluate.score import score
-from medtune_jax.tasks.registry import Published, get_source
+from medtune_jax.tasks.registry import get_source
+from medtune_jax.tasks.source import Published
 
 ATTACK = "</script><script>alert(1)</script>"
 
@@ -117,13 +118,33 @@ def test_a_perfect_run_has_no_error_list():
 
 def test_published_figures_say_on_which_rows_they_stand():
     entry = score(perfect(NLI), resamples=20).document["sources"][NLI]
+    same = {"rows": "same rows", "development": False, "scorer": "same scorer", "protocol": "aligned"}
+    other = {"rows": "other rows", "development": True, "scorer": "other scorer", "protocol": "legacy_medtuned"}
     figures = [
-        {**vars(Published("Same", "accuracy", 0.9, "test", 4, "x")), "rows": "same rows"},
-        {**vars(Published("Other", "accuracy", 0.8, "validation", 0, "y")), "rows": "other rows"},
+        {**vars(Published("Same", "accuracy", 0.9, "test", 4, "x")), **same},
+        {**vars(Published("Other", "accuracy", 0.8, "validation", 0, "y")), **other},
     ]
     entry = {**entry, "published": figures}
     assert [line.who for line in report.lines(entry)] == ["this model", "constant answer", "Same"]
-    assert report.other_rows_line(figures[1]) == "Other: accuracy 80.00 (other rows: validation; y)"
+    assert report.other_rows_line(figures[1]) == (
+        "Other: accuracy 80.00 (other rows: validation, a development set; another scorer, legacy_medtuned; y)"
+    )
+
+
+def test_a_legacy_script_that_stopped_is_said_in_every_report():
+    rows = [replace(one, generated="Treats") for one in perfect(RELATION)]
+    scores = score(rows, resamples=20, protocol="legacy_medtuned")
+    words = "The authors' script stops on these answers (ValueError: 3 labels read against 2 gold labels)"
+    assert words in report.markdown(scores.document, scores.errors, ()).replace("\\", "")
+    assert words in " ".join(_Page(html.page(scores.document, scores.errors, ())).text)
+
+
+def test_documents_stand_beside_the_rows():
+    text = "Sustaining proliferative signaling (PS)"
+    rows = [replace(prediction("hoc", f"{row} .", text, row), group="one") for row in range(2)]
+    entry = score(rows, resamples=20).document["sources"]["hoc"]
+    (note,) = report.notes(entry)
+    assert note.startswith("By document (1): micro_f1 100.00 [100.00, 100.00]")
 
 
 @pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
