@@ -25,7 +25,7 @@ _HALLMARKS = (
 _HOC = (
     "https://www.cl.cam.ac.uk/~sb895/HoC.html (or https://github.com/sb895/Hallmarks-of-Cancer), split by document "
     "as bigbio/hallmarks_of_cancer does and written as train.tsv, dev.tsv and test.tsv with the header "
-    "document_id<TAB>text<TAB>labels, labels joined by |, into {raw_dir}/hoc"
+    "document_id<TAB>text<TAB>labels, labels joined by |, into the folder hoc"
 )
 
 SOURCES = (
@@ -40,7 +40,7 @@ SOURCES = (
         "per pair of concepts of a line.",
         where="sign the agreement and download the 2010 relation data from the DBMI Data Portal "
         "(https://portal.dbmi.hms.harvard.edu/projects/n2c2-nlp/); unpack concept_assertion_relation_training_data, "
-        "reference_standard_for_test_data and test_data into {raw_dir}/i2b2-2010, or put there train.tsv, dev.tsv and "
+        "reference_standard_for_test_data and test_data into the folder i2b2-2010, or put there train.tsv, dev.tsv and "
         "test.tsv as BLUE's preprocessing (https://github.com/ncbi-nlp/BLUE_Benchmark) writes them",
         layouts=(
             Layout("blue_tsv", _TSV),
@@ -64,7 +64,7 @@ SOURCES = (
         description="Gene-disease associations of the Genetic Association Database (Bravo et al. 2015), fold 1 of the "
         "ten of BioBERT.",
         where="the relation extraction download of BioBERT (https://github.com/dmis-lab/biobert), REdata/GAD/1: "
-        "train.tsv (sentence<TAB>label), dev.tsv (empty) and test.tsv (index, sentence, label) into {raw_dir}/GAD",
+        "train.tsv (sentence<TAB>label), dev.tsv (empty) and test.tsv (index, sentence, label) into the folder GAD",
         layouts=(Layout("gad_tsv", _TSV),),
         splits={
             "ed238dd3c8d42d9ae18c584a2841dd53bb1975e0ab41429473ecc81fa8e1058c": "train",
@@ -81,7 +81,7 @@ SOURCES = (
         description="Chemical-protein interactions in PubMed abstracts (Krallinger et al. 2017), a row per chemical "
         "and gene of a sentence.",
         where="ChemProt_Corpus.zip from https://biocreative.bioinformatics.udel.edu/news/corpora/, its parts unpacked "
-        "as chemprot_training, chemprot_development and chemprot_test_gs in {raw_dir}/ChemProt; or train.tsv, dev.tsv "
+        "as chemprot_training, chemprot_development and chemprot_test_gs in the folder ChemProt; or train.tsv, dev.tsv "
         "and test.tsv of BLUE (https://github.com/ncbi-nlp/BLUE_Benchmark/releases/tag/0.1) there",
         layouts=(
             Layout("blue_tsv", _TSV),
@@ -103,7 +103,7 @@ SOURCES = (
         description="Inference between sentences on patients' past medical history (Romanov and Shivade 2018).",
         where="complete the training and sign the data use agreement at PhysioNet, then download "
         "https://physionet.org/content/mednli/1.0.0/: mli_train_v1.jsonl, mli_dev_v1.jsonl and mli_test_v1.jsonl into "
-        "{raw_dir}/MedNLI",
+        "the folder MedNLI",
         layouts=(
             Layout(
                 "nli_jsonl",

@@ -7,7 +7,7 @@ from medtune_jax.tasks.source import UNSTATED, Layout, Published, Source
 
 _MTL = (
     "CoNLL files train.tsv, devel.tsv, test.tsv from https://github.com/cambridgeltl/MTL-Bioinformatics-2016 "
-    "(data/{}) into {{raw_dir}}/{}; BioBERT's NER download holds the same sentences"
+    "(data/{}) into the folder {}; BioBERT's NER download holds the same sentences"
 )
 _CONLL = (Layout("conll", {"train": "train.tsv", "validation": "devel.tsv", "test": "test.tsv"}),)
 _CLINICAL = "arXiv 2401.00579, Table 3; its rows are not stated"
@@ -91,7 +91,7 @@ SOURCES = (
         credentialed=False,
         description="Molecular biology terms of GENIA abstracts as one type, 6,241 in test (Collier and Kim 2004).",
         where="CoNLL files train.tsv, devel.tsv, test.tsv from BioBERT's NER download "
-        "(https://github.com/dmis-lab/biobert) into {raw_dir}/JNLPBA; not the five-type set",
+        "(https://github.com/dmis-lab/biobert) into the folder JNLPBA; not the five-type set",
         layouts=_CONLL,
         splits={
             "324c2d6e74213cc25e306020463fbba22042cc04c9e79c673ae27eadca38d53b": "train",
@@ -127,7 +127,7 @@ SOURCES = (
         description="Molecular biology terms of GENIA abstracts in the five types of the shared task, 8,662 in test "
         "(Collier and Kim 2004).",
         where="CoNLL files train.tsv, devel.tsv, test.tsv with tags such as B-cell_type from "
-        "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/JNLPBA) into {raw_dir}/JNLPBA-5types",
+        "https://github.com/cambridgeltl/MTL-Bioinformatics-2016 (data/JNLPBA) into the folder JNLPBA-5types",
         layouts=_CONLL,
         splits={
             "bcbe6499e69de248d13b207246597ac33f44fda9948cb7ecdf0a297c63cf96e2": "validation",
@@ -146,7 +146,7 @@ SOURCES = (
         where="sign the agreement and download the 2012 temporal relations data from the DBMI Data Portal "
         "(https://portal.dbmi.hms.harvard.edu/projects/n2c2-nlp/); unpack "
         "2012-07-15.original-annotation.release.tar.gz and 2012-08-23.test-data.groundtruth.tar.gz (ground_truth) into "
-        "{raw_dir}/i2b2-2012, or put there train.tsv, devel.tsv and test.tsv of token<TAB>tag lines such as "
+        "the folder i2b2-2012, or put there train.tsv, devel.tsv and test.tsv of token<TAB>tag lines such as "
         "fever<TAB>B-PROBLEM",
         layouts=(
             *_CONLL,
