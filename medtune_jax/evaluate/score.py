@@ -232,8 +232,9 @@ def training_rows(data: str | Path, sources: Collection[str]) -> list[Row] | Non
     folder = Path(data)
     if not folder.is_dir() or not any(folder.glob("train.*")):
         return None
+    rows = read_rows(folder, "train")  # also makes the sources known that the folder's manifest defines
     wanted = {source.name for name in sources if (source := find_source(name))}
-    return [row for row in read_rows(folder, "train") if (source := find_source(row.source)) and source.name in wanted]
+    return [row for row in rows if (source := find_source(row.source)) and source.name in wanted]
 
 
 def write_scores(out: Path, scores: Scores, show_credentialed: bool = False) -> None:
