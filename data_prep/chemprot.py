@@ -14,7 +14,7 @@ from itertools import pairwise, product
 from pathlib import Path
 
 from medtune_jax.data_prep.markers import mark
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.classification import LabelTask
@@ -53,11 +53,11 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         offsets; with file and line: other columns, offsets that are no numbers or beyond the text, an unknown type or
         class, an abstract or entity that is not there.
     """
-    assert isinstance(task, LabelTask) and task.negative is not None
+    labelled, negative = with_negative(task)
     found = NativeFile()
     abstracts = _read_abstracts(_file(path, "abstracts"))
     entities = _read_entities(_file(path, "entities"), abstracts, found)
-    related = _read_relations(_file(path, "relations"), entities, task, found)
+    related = _read_relations(_file(path, "relations"), entities, labelled, found)
     for pmid, (title, text) in abstracts.items():
         known = list(entities.get(pmid, {}).values())
         for start, end in sentences(text, len(title), [(entity.start, entity.end) for entity in known]):
@@ -70,7 +70,7 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                     (gene.start - start, gene.end - start, gene.type),
                 )
                 id = f"{pmid}.{chemical.id}.{gene.id}"
-                for label in related.pop((pmid, frozenset((chemical.id, gene.id))), [task.negative]):
+                for label in related.pop((pmid, frozenset((chemical.id, gene.id))), [negative]):
                     found.records.append(Record((sentence, label), id=id, group=pmid))
     if related:
         found.dropped["relation that joins no chemical and gene of one sentence"] += sum(map(len, related.values()))

@@ -13,7 +13,7 @@ from typing import Any
 from medtune_jax.data_prep import gad
 from medtune_jax.data_prep.counts import differences, gold_counts, group_count
 from medtune_jax.data_prep.native import Ask, GadPolarity, Record
-from medtune_jax.data_prep.readers import READERS
+from medtune_jax.data_prep.readers import reader_for
 from medtune_jax.data_prep.wordings import choose, wordings_of
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.definition import definition_of
@@ -172,11 +172,10 @@ def read_split(place: Place, split: str, seed: int, gad_polarity: GadPolarity) -
       UserError: a file is malformed, the format is unknown, a row has no instruction.
     """
     source, layout = place.source, place.layout
-    if layout.format not in READERS:
-        raise UserError(f"{source.name}: unknown format '{layout.format}'.{did_you_mean(layout.format, READERS)}")
+    read = reader_for(source, layout.format)
     assert place.folder is not None
     path = place.folder / layout.files[split]
-    native = READERS[layout.format](path, source.task, Ask(split, layout, gad_polarity))
+    native = read(path, source.task, Ask(split, layout, gad_polarity))
     rows = [_row(source, split, number, record, seed, path) for number, record in enumerate(native.records)]
     gold = gold_sha256(rows)
     facts: dict[str, Any] = {
@@ -200,7 +199,10 @@ def read_split(place: Place, split: str, seed: int, gad_polarity: GadPolarity) -
 
 
 def _row(source: Source, split: str, number: int, record: Record, seed: int, path: Path) -> Row:
-    input, output = source.task.render(record.annotation)
+    try:
+        input, output = source.task.render(record.annotation)
+    except ValueError as error:
+        raise UserError(f"{path}: example {number + 1} is none of a {source.task.kind} task: {error}.") from error
     meta = {**source.task.facts(record.annotation), **record.meta}
     instruction = record.instruction
     if not instruction:

@@ -15,10 +15,9 @@ from pathlib import Path
 
 from medtune_jax.data_prep.indexed_tsv import blue_labels, label_of
 from medtune_jax.data_prep.markers import mark
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
-from medtune_jax.tasks.classification import LabelTask
 
 TYPES = ("problem", "test", "treatment")
 _CONCEPT = re.compile(r'c="(?P<text>.*)" (\d+):(\d+) (\d+):(\d+)\|\|t="(?P<type>[^"]*)"')
@@ -55,7 +54,7 @@ def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         not of the form, a token beyond the text, another text than stands there, an unknown type or label, a relation
         whose concept is not in the .con file.
     """
-    assert isinstance(task, LabelTask) and task.negative is not None
+    _, negative = with_negative(task)
     found = NativeFile()
     for part in _parts(path):
         for text, concepts, relations in _documents(part):
@@ -68,7 +67,7 @@ def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                     continue
                 sentence = mark(lines[one.line], (one.start, one.end, one.type), (other.start, other.end, other.type))
                 id = f"{name}.{name}.con.l{one.number}.{name}.con.l{other.number}"
-                for label in related.pop(frozenset((one, other)), [task.negative]):
+                for label in related.pop(frozenset((one, other)), [negative]):
                     found.records.append(Record((sentence, label), id=id, group=name))
     return not_empty(found, path, "pair of concepts of one line")
 

@@ -7,10 +7,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
-from medtune_jax.tasks.classification import LabelTask
 
 _HEADERS = (("index", "sentence", "label"), ("sentence", "label"))
 # A field as csv writes it in quotes (it may then hold tabs), or plain text up to the next tab.
@@ -74,8 +73,8 @@ def label_of(text: str, labels: Mapping[str, str], where: str) -> str:
 
 def blue_labels(task: Task) -> dict[str, str]:
     """Returns label in BLUE's files -> label of the task; `false` is the task's negative label."""
-    assert isinstance(task, LabelTask) and task.negative is not None
-    return {**{label: label for label in task.labels}, "false": task.negative}
+    _, negative = with_negative(task)
+    return {**{label: label for label in task.labels}, "false": negative}
 
 
 def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:

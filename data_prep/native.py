@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.classification import LabelTask
 from medtune_jax.tasks.rows import read_text
 from medtune_jax.tasks.source import Layout
 
@@ -85,3 +86,14 @@ def not_empty(found: NativeFile, path: Path, expected: str) -> NativeFile:
     if not found.records:
         raise UserError(f"{path}: empty, no {expected} in it.")
     return found
+
+
+def with_negative(task: Task) -> tuple[LabelTask, str]:
+    """Returns a task and its negative label, for formats in which a pair may have no relation.
+
+    Raises:
+      UserError: it has none (a user's own source may lack it).
+    """
+    if not isinstance(task, LabelTask) or task.negative is None:
+        raise UserError("This format has pairs without a relation: the task needs a `negative` label for them.")
+    return task, task.negative

@@ -174,6 +174,8 @@ def register_definitions(definitions: Mapping[str, Mapping[str, Any]]) -> None:
       UserError: a bad definition, one under another name than its own, or the name of a built-in source.
     """
     for name, definition in definitions.items():
+        if not isinstance(definition, Mapping):
+            raise UserError(f"The definition of source '{name}' must be an object of keys and values.")
         source = source_of(definition)
         if source.name != name:
             raise UserError(f"The definition under '{name}' is of source '{source.name}'.")
@@ -203,7 +205,7 @@ def _check_names(definition: Mapping[str, Any], fail: Fail) -> None:
     for key, names in (("name", [definition["name"]]), ("aliases", definition.get("aliases", []))):
         for name in names:
             if not _NAME.fullmatch(name):
-                fail(key, f"'{name}' must be made of letters, digits, '_', '.' and '-' and start with the first two.")
+                fail(key, f"'{name}' must start with a letter or digit and hold these, '_', '.' and '-' only.")
     if not definition["licence"].strip():
         fail("licence", f"is blank: write it {_REQUIRED['licence']}.")
     category = definition.get("category", "IE")

@@ -156,8 +156,8 @@ def test_every_key_reaches_the_source(tmp_path):
         ({"credentialed": None}, "credentialed: is missing: true where"),
         ({"credentialed": "no"}, "credentialed: must be true or false, found str"),
         ({"name": None}, "name: is missing"),
-        ({"name": "my corpus"}, "name: 'my corpus' must be made of letters"),
-        ({"aliases": ["a/b"]}, "aliases: 'a/b' must be made of"),
+        ({"name": "my corpus"}, "name: 'my corpus' must start with a letter"),
+        ({"aliases": ["a/b"]}, "aliases: 'a/b' must start with"),
         ({"task": "realtion"}, "task: unknown task 'realtion'. Did you mean 'relation'"),
         ({"labels": None}, "labels: a relation task needs its labels"),
         ({"labels": ["Up", "up"], "negative": None}, "labels: labels must be"),
@@ -221,6 +221,8 @@ def test_a_manifest_cannot_redefine_a_built_in_source_or_hide_under_another_name
         register_definitions({"ncbi": MINIMAL | {"name": "ncbi"}})
     with pytest.raises(UserError, match="under 'x' is of source 'ward-notes'"):
         register_definitions({"x": MINIMAL})
+    with pytest.raises(UserError, match="The definition of source 'x' must be an object"):
+        register_definitions({"x": [MINIMAL]})
 
 
 def test_rows_of_a_prepared_folder_bring_the_users_sources(tmp_path, registered):
