@@ -5,6 +5,9 @@ The first label that is a substring counts, in the order of a Python set, which 
 is the task's, and the best and the worst figure over all orders stand beside it. A text without any label is left out,
 so that every later answer meets the gold of the row before; the last gold is left out always. The script thus runs to
 its end only where exactly one text names no label. Its micro F1 over all labels is plain accuracy.
+
+What a line of rows.parquet counts is then a pair of a gold row and the answer that the script holds against it: pairs,
+not rows, are what bootstrap and `compare` resample. errors.jsonl is of each row's own answer.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_the_dictionary_changes_the_number_of_gold_entities(shared_data, name, c
     for lines in (sentence for sentence in sentences if any(sentence)):
         output = "\n".join(line.replace("\t", " : ") for line in lines if line)
         tags.append(task.gold(output, "", {}).annotation[1])
-    assert sum(len(task._untyped.entities(one)) for one in tags) == collapsed
+    assert sum(len(NerTask().entities(one)) for one in tags) == collapsed
     assert sum(line.endswith("\tB") for sentence in sentences for line in sentence) == mentions
 
 
