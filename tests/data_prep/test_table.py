@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from medtune_jax.data_prep.hoc import HALLMARKS
 from medtune_jax.data_prep.native import Ask
+from medtune_jax.data_prep.readers import READERS
 from medtune_jax.data_prep.table import read_table
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.choice import ChoiceTask
@@ -18,6 +20,7 @@ from medtune_jax.tasks.classification import LabelTask, NliTask
 from medtune_jax.tasks.extract import ExtractTask
 from medtune_jax.tasks.labels import LabelsTask
 from medtune_jax.tasks.ner import NerTask
+from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.source import Layout
 from medtune_jax.tasks.text import TextTask
 
@@ -223,3 +226,17 @@ def test_any_object_is_read_as_the_task_renders_it_or_refused_by_name(tmp_path_f
     else:
         input, output = task.render(record.annotation)
         assert task.gold(output, input, task.facts(record.annotation)).annotation == record.annotation
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("GAD", {"columns": {"input": "sentence"}, "label_names": {"1": "Positive", "0": "Negative"}}),
+        ("hoc", {"columns": {"input": "text"}, "label_names": HALLMARKS, "separator": "|"}),
+    ],
+)
+def test_a_real_corpus_reads_as_a_table_as_its_own_reader_reads_it(shared_data, name, layout):
+    path, source = shared_data / "raw" / name / "test.tsv", SOURCES[name]
+    own = source.layouts[0]
+    expected = READERS[own.format](path, source.task, Ask("test", own))
+    assert read(path, source.task, **layout).annotations == expected.annotations
