@@ -15,10 +15,11 @@ from medtune_jax.tasks.definition import read_source_file, source_of
 from medtune_jax.tasks.rows import read_rows
 
 DOCUMENT = (Path(__file__).resolve().parent.parent / "docs" / "your_own_corpus.md").read_text(encoding="utf-8")
+# The files of a block stand in the line above it: `a/train.tsv`, `a/test.tsv`:
 FILES = {
     name: text
-    for names, text in re.findall(r"<!-- ([^>\n]+) -->\n```\w+\n(.*?)```", DOCUMENT, re.S)
-    for name in names.split()
+    for names, text in re.findall(r"^((?:`\S+`,? ?)+):\n```\w+\n(.*?)```", DOCUMENT, re.S | re.M)
+    for name in re.findall(r"`(\S+)`", names)
 }
 DEFINITIONS = sorted(name for name in FILES if name.endswith(".toml"))
 COMMANDS = [
@@ -111,9 +112,9 @@ def test_the_document_defines_a_corpus_of_every_task():
     assert {len(source.task.fields) for source in defined if source.task.kind == "extract"} == {0, 2}
 
 
-def test_every_toml_and_every_sample_of_the_document_is_a_file_that_is_tried():
-    shown = re.findall(r"^```(\w+)$", DOCUMENT, re.M)
-    assert len(shown) == len(re.findall(r"^<!-- .+ -->$", DOCUMENT, re.M)) + shown.count("sh")
+def test_every_block_of_the_document_is_a_file_that_is_tried_or_commands():
+    blocks = re.findall(r"^```(\w+)\n(.*?)```", DOCUMENT, re.M | re.S)
+    assert {text for language, text in blocks if language != "sh"} == set(FILES.values())
 
 
 @pytest.mark.parametrize("definition", DEFINITIONS)
