@@ -232,9 +232,14 @@ def with_ids(rows: Sequence[Row], split: str) -> list[Row]:
 def _raw_sha256(paths: Sequence[Path]) -> str:
     """Returns the hash of one file, or of the sorted (relative name, hash) lines of several or of a folder's."""
     if len(paths) == 1 and paths[0].is_file():
-        return hashlib.sha256(paths[0].read_bytes()).hexdigest()
+        return _file_sha256(paths[0])
     named = []
     for path in paths:
         files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
-        named += [(str(file.relative_to(path.parent)), hashlib.sha256(file.read_bytes()).hexdigest()) for file in files]
+        named += [(str(file.relative_to(path.parent)), _file_sha256(file)) for file in files]
     return hashlib.sha256("".join(f"{digest}  {name}\n" for name, digest in sorted(named)).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

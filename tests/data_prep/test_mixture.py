@@ -100,6 +100,24 @@ def test_a_mixture_says_of_each_ingredient_what_was_asked_found_kept_and_dropped
     assert "| train | BC2GM | train | 0 | 0 |  | 0 | no train.tsv |" in (tmp_path / "rows" / "README.md").read_text()
 
 
+def test_the_verb_prints_what_was_mixed_what_is_missing_and_what_is_shared(raw, tmp_path, capsys):
+    from medtune_jax.cli.main import dispatch
+
+    (raw / "NCBI-disease" / "devel.tsv").write_text("flu3\tB\n")
+    (tmp_path / "mine.toml").write_text(FULL)
+    arguments = [f"--mixture={tmp_path / 'mine.toml'}", f"--raw_dir={raw}", f"--out={tmp_path / 'rows'}"]
+    assert dispatch(["prepare", *arguments]) == 0
+    printed = capsys.readouterr().out
+    assert re.search(r"train +NCBI-disease +train +10 +9 +9 +duplicate: 1\n", printed)
+    assert re.search(r"train +BC2GM +train +0 +0 +- +MISSING: no train\.tsv\n", printed)
+    assert "1 of 12 training rows share 13 words in a row (or a shorter text) with one; 0 dropped." in printed
+    assert re.search(r"NCBI-disease +NCBI-disease validation +1 +1 +100\.00 % +1\n", printed)
+    assert "missing: BC2GM: train.tsv\n" in printed
+    assert dispatch(["prepare", *arguments, "--json", "--contamination=drop"]) == 0
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["contamination"]["dropped_rows"] == 1 and result["rows"] == {"train": 11, "test": 1}
+
+
 def test_an_ingredient_that_is_not_what_is_expected_is_a_warning(raw, tmp_path):
     result = mixed(tmp_path, FULL.replace("rows = 9", "rows = 10"), raw_dir=raw)
     assert "mine: train has 9 rows of NCBI-disease train, 10 are expected." in result["warnings"]
