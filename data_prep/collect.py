@@ -128,6 +128,7 @@ def lack(place: Place, splits: Sequence[str] = ()) -> dict[str, Any]:
         layout = next(other for other in source.layouts if all(split in other.files for split in splits))
     wanted = list(dict.fromkeys([layout.files[split] for split in splits or layout.files] + list(layout.also)))
     absent = [file for file in wanted if place.folder is None or not (place.folder / file).exists()]
+    absent = absent or wanted  # all are there, but beside files of another form, which comes first
     return {
         "source": source.name,
         "files": absent,

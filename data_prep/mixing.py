@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from medtune_jax.data_prep.mixture import Ingredient
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row
 
@@ -74,8 +75,19 @@ def keep_categories(batch: Batch) -> None:
 
 
 def category_of(row: Row) -> str:
-    """Returns QA, IE, GEN or other: the row's own category, else its source's, `other` for an unknown source."""
-    meta = json.loads(row.meta) if row.meta else {}
+    """Returns QA, IE, GEN or other: the row's own category, else its source's, `other` for an unknown source.
+
+    Raises:
+      UserError: the row's meta is no JSON object.
+    """
+    try:
+        meta = json.loads(row.meta or "{}")
+    except json.JSONDecodeError:
+        meta = None
+    if not isinstance(meta, dict):
+        raise UserError(
+            f"Row {row.id}: meta must be a JSON object to be filtered by category, found {row.meta[:60]!r}."
+        )
     source = find_source(row.source)
     return str(meta.get("category") or (source.category if source else "other"))
 

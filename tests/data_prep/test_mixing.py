@@ -2,12 +2,14 @@
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from medtune_jax.data_prep import mixing
 from medtune_jax.data_prep.mixing import Batch
 from medtune_jax.data_prep.mixture import Ingredient
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.rows import Row
 
 
@@ -92,6 +94,12 @@ def test_a_rows_own_category_comes_before_its_sources():
         one = Batch(Ingredient("train", categories=wanted), list(rows))
         mixing.keep_categories(one)
         assert inputs(one) == kept and one.dropped == {"other category": 4 - len(kept)}
+
+
+def test_a_meta_that_is_no_object_cannot_be_filtered_by_category():
+    one = Batch(Ingredient("train", categories=("QA",)), [Row("", "a", "b", "mine", "mine/7", meta="QA")])
+    with pytest.raises(UserError, match="Row mine/7: meta must be a JSON object"):
+        mixing.keep_categories(one)
 
 
 def test_shares_follow_the_weights_and_what_one_lacks_goes_to_the_others():

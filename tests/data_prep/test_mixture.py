@@ -100,6 +100,14 @@ def test_a_mixture_says_of_each_ingredient_what_was_asked_found_kept_and_dropped
     assert "| train | BC2GM | train | 0 | 0 |  | 0 | no train.tsv |" in (tmp_path / "rows" / "README.md").read_text()
 
 
+def test_a_split_that_the_form_at_hand_has_not_is_missing_with_the_form_that_has_it(raw, tmp_path):
+    (raw / "i2b2-2012" / "ground_truth" / "merged_xml").mkdir(parents=True)
+    text = "[[train]]\nsource = 'NCBI-disease'\n[[validation]]\nsource = 'i2b2-2012'\n"
+    result = mixed(tmp_path, text, raw_dir=raw)
+    assert result["mixture"]["ingredients"][1]["missing"] == "no devel.tsv"
+    assert result["missing"][0]["paths"] == [str(raw / "i2b2-2012" / "devel.tsv")]
+
+
 def test_the_verb_prints_what_was_mixed_what_is_missing_and_what_is_shared(raw, tmp_path, capsys):
     from medtune_jax.cli.main import dispatch
 
