@@ -14,6 +14,7 @@ from medtune_jax.generate import planning
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.template import TemplateRequest
 from medtune_jax.tasks.base import Allowed, Slot
+from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask
 from medtune_jax.tasks.labels import LabelsTask
 
@@ -50,6 +51,29 @@ def test_label_lists_equal_token_by_token_constrained_greedy(name: str) -> None:
             assert answer.decisions == max(1, answer.text.count(",") + 1)
             texts.add(answer.text)
     assert len({text.count(",") for text in texts}) > 1, "a model that never goes on would test nothing"
+
+
+@pytest.mark.parametrize("name", ["characters", "letters and line breaks"])
+def test_letters_of_a_choice_equal_constrained_greedy(name: str) -> None:
+    tokenizer = LongestMatch(["A \n", ":\n", "B", "\nC", " D"] if name != "characters" else [])
+    template, task = get_template("medtuned_train"), ChoiceTask()
+    engine, params = tiny_engine(tokenizer, seed=2)
+    inputs_of = [
+        task.render((text or "?", ("one", "two", "three", "four", "five")[: 2 + i % 4], "A"))[0]
+        for i, text in enumerate(inputs(10, seed=4))
+    ]
+    requests = [TemplateRequest("Answer with the letter.", text, allowed_of(task, text)) for text in inputs_of]
+    answers = engine.decode_template(requests, template)
+    for request, answer in zip(requests, answers, strict=True):
+        assert list(answer.tokens) == constrained_greedy(params, engine.config, tokenizer, template, request)[:-1]
+        assert task.parse(answer.text, request.input).status == "exact"
+    assert len({answer.text for answer in answers}) > 1
+
+
+def allowed_of(task: ChoiceTask, text: str) -> Allowed:
+    allowed = task.allowed(text)
+    assert allowed is not None
+    return allowed
 
 
 def test_every_list_is_canonical_whatever_is_chosen() -> None:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 from tiny_engine import LongestMatch, next_logits, tiny_config, tiny_engine
 
+from medtune_jax.config import MeshConfig
 from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.data.prompts import Template, get_template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.generate.engine import Engine, TemplateRequest
 from medtune_jax.generate.likelihood import Candidates
 from medtune_jax.generate.planning import Planner
+from medtune_jax.sharding import make_mesh
 from medtune_jax.tasks.base import Allowed, Slot
 from medtune_jax.tasks.classification import LabelTask, NliTask
 from medtune_jax.tasks.ner import NerTask
@@ -135,6 +137,17 @@ def test_a_value_is_the_same_to_the_last_bit_whichever_rows_are_skipped() -> Non
         )
         assert found == {index: whole[index] for index in kept}
         assert sorted(seen) == sorted(kept)
+
+
+def test_eight_devices_compute_what_one_computes() -> None:
+    one, params = tiny_engine(TOKENIZER, num_heads=8, num_kv_heads=4, intermediate_size=64)
+    many = Engine(params, one.config, TOKENIZER, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
+    template = get_template("alpaca")
+    sharded = many.loglikelihoods(MIXED[:5], template)
+    for index, answer in one.loglikelihoods(MIXED[:5], template).items():
+        found = sharded[index]
+        assert (found.text, found.tokens) == (answer.text, answer.tokens)
+        assert found.loglikelihoods == pytest.approx(answer.loglikelihoods, abs=1e-4)
 
 
 def test_of_equal_values_the_first_candidate_is_taken() -> None:
