@@ -24,7 +24,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Compares and returns what compare.json holds."""
-    from medtune_jax.evaluate.compare import compare, write_comparison
+    from medtune_jax.evaluate.compare import compare
+    from medtune_jax.evaluate.compare_report import write_comparison
 
     comparison = compare(flags.scores)
     if flags.out:
@@ -33,7 +34,7 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
 
 
 def human(result: dict[str, Any]) -> str:
-    """Returns the comparison as Markdown."""
-    from medtune_jax.evaluate.compare import markdown
+    """Returns the leading metric of each source, by family."""
+    from medtune_jax.evaluate.compare_report import console
 
-    return markdown(result).rstrip()
+    return console(result)

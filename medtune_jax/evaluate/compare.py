@@ -9,15 +9,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from medtune_jax.errors import UserError
-from medtune_jax.evaluate import bootstrap, html, report
-from medtune_jax.evaluate.files import make_folder, to_json, write_file
+from medtune_jax.evaluate import bootstrap
 from medtune_jax.evaluate.protocols import scorer_of
-from medtune_jax.evaluate.report import Line
 from medtune_jax.evaluate.score import known_source
 from medtune_jax.evaluate.table import Table, read_tables
 from medtune_jax.tasks.base import Task
@@ -75,103 +72,6 @@ def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES
             name: [run.name for run in runs if name in run.tables] for name in sorted(somewhere - set(everywhere))
         },
     }
-
-
-def write_comparison(out: Path, comparison: Mapping[str, Any]) -> None:
-    """Writes compare.json, compare.md and compare.html into the folder `out`; raises UserError where it cannot."""
-    make_folder(out)
-    write_file(out / "compare.md", markdown(comparison).encode())
-    write_file(out / "compare.html", page(comparison).encode())
-    write_file(out / "compare.json", to_json(comparison))
-
-
-def markdown(comparison: Mapping[str, Any]) -> str:
-    """Returns the comparison as Markdown."""
-    parts = ["# Comparison", f"Protocol `{comparison['protocol']}`. {_WORDS}"]
-    runs = [[run["name"], run["model"], run["path"]] for run in comparison["runs"]]
-    parts.append(report.markdown_table(["run", "model", "scores"], runs))
-    for name, entry in comparison["sources"].items():
-        parts.append(f"## {report.plain(name)}\n\n{report.plain(_about(entry))}")
-        parts.append(report.markdown_table(_HEAD, _rows(comparison, entry)))
-    if comparison["not_in_all"]:
-        left = [f"- {report.plain(name)}: only in {', '.join(of)}" for name, of in comparison["not_in_all"].items()]
-        parts.append("## Not compared\n\n" + "\n".join(left))
-    return "\n\n".join(parts) + "\n"
-
-
-def page(comparison: Mapping[str, Any]) -> str:
-    """Returns the comparison as a self-contained HTML page."""
-    runs = [
-        f'<tr><td>{escape(run["name"])}</td><td class="text">{escape(run["model"])}</td>'
-        f'<td class="note">{escape(run["path"])}</td></tr>'
-        for run in comparison["runs"]
-    ]
-    body = [
-        '<header><h1>Comparison</h1><div class="chips">'
-        f'<span class="chip">protocol {escape(comparison["protocol"])}</span></div>'
-        f'{html.table(["run", "model", "scores"], runs)}<div class="soft small">{escape(_WORDS)}</div></header>'
-    ]
-    for name, entry in comparison["sources"].items():
-        rows = [
-            f'<tr><td>{escape(row[0])}</td><td class="text">{escape(row[1])}</td>'
-            + "".join(html.value_cell(text) for text in row[2:])
-            + "</tr>"
-            for row in _rows(comparison, entry)
-        ]
-        leading = entry["metrics"][entry["metric"]]
-        lines = [
-            Line(run["name"], "model", {entry["metric"]: figures["value"]}, {entry["metric"]: figures["ci95"]})
-            for run, figures in zip(comparison["runs"], leading, strict=True)
-        ]
-        body.append(
-            f'<section><h2>{escape(name)}</h2><div class="soft small">{escape(_about(entry))}</div>'
-            f"{html.bars(lines, entry['metric'])}{html.table(_HEAD, rows)}</section>"
-        )
-    if comparison["not_in_all"]:
-        left = "".join(
-            f"<li>{escape(name)}: only in {escape(', '.join(of))}</li>" for name, of in comparison["not_in_all"].items()
-        )
-        body.append(f"<section><h2>Not compared</h2><ul>{left}</ul></section>")
-    return html.frame("Comparison", "\n".join(body))
-
-
-_WORDS = (
-    "Figures in percent with 95% intervals; differences from the first run, paired bootstrap; p is two-sided and not "
-    "corrected for the number of comparisons."
-)
-_HEAD = ("metric", "run", "value", "difference", "p")
-
-
-def _about(entry: Mapping[str, Any]) -> str:
-    unit = f"{entry['groups']:,} groups" if entry["groups"] else "rows"
-    split = f", the official {entry['split']} split" if entry["split"] else ""
-    documents = f", {entry['documents']['n']:,} documents" if entry["documents"] else ""
-    crashes = "".join(f" {run}: the authors' script stops here ({how})." for run, how in entry["crashes"].items())
-    text = f"{entry['n']:,} rows{documents}{split}; resampled by {unit}; gold {entry['gold_sha256'][:12]}."
-    return text + crashes
-
-
-def _rows(comparison: Mapping[str, Any], entry: Mapping[str, Any]) -> list[list[str]]:
-    rows = []
-    compared = [(metric, entry["metrics"][metric]) for metric in report.metric_names(entry)]
-    if entry["documents"]:
-        documents = {"metric": entry["metric"], **entry["documents"]}
-        names = report.metric_names(documents)
-        compared += [(f"document_{metric}", documents["metrics"][metric]) for metric in names]
-    for metric, of_runs in compared:
-        for index, (run, figures) in enumerate(zip(comparison["runs"], of_runs, strict=True)):
-            difference = p = ""
-            if index:
-                low, high = figures["difference_ci95"]
-                difference = f"{_signed(figures['difference'])} [{_signed(low)}, {_signed(high)}]"
-                p = f"{figures['p']:.3f}"
-            value = report.value_text(figures["value"], figures["ci95"])
-            rows.append(["" if index else metric, run["name"], value, difference, p])
-    return rows
-
-
-def _signed(value: float) -> str:
-    return f"{100 * value:+.2f}"
 
 
 def _compare_source(name: str, runs: Sequence[Run], resamples: int, seed: int) -> dict[str, Any]:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
-from itertools import groupby
 from typing import Any
 
-from medtune_jax.evaluate import report
-from medtune_jax.evaluate.assets import CSS, SCRIPT
-from medtune_jax.evaluate.report import Line, percent
+from medtune_jax.evaluate import html_parts as parts
+from medtune_jax.evaluate import report_text as say
+from medtune_jax.evaluate.html_errors import error_section
+from medtune_jax.evaluate.html_parts import Bar, Mark
+from medtune_jax.evaluate.report_text import Entry
 
-_TEXT_COLUMNS = frozenset({"task", "metric", "run", "model", "scores", "note", "what", "said"})
-ROWS_SHOWN = 1000  # rows with errors per source that the page carries; all of them lie in errors.jsonl
+_SHAPES = {"constant": "constant", "train_dictionary": "dictionary"}
 
 
 def page(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], redacted: Collection[str]) -> str:
@@ -25,220 +23,177 @@ def page(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], redac
       errors: what errors.jsonl holds, by source, then row.
       redacted: sources whose texts must not be shown (credentialed).
     """
-    provenance = document["provenance"]
-    model = str(provenance.get("model", "predictions"))
-    sections = [_source_section(name, entry, errors) for name, entry in document["sources"].items()]
-    body = [_header(document, model), *sections, _error_section(document, errors, redacted)]
+    model = str(document["provenance"].get("model", "predictions"))
+    sources = document["sources"]
+    anchors = {name: f"source-{number}" for number, name in enumerate(sources, 1)}
+    own = say.by_source(errors)
+    body = [_header(document, model)]
+    body += [_family(family, entries, anchors) for family, entries in say.families(sources).items()]
+    body += [
+        _source(name, entry, anchors[name], own.get(name, []))
+        for entries in say.families(sources).values()
+        for name, entry in entries.items()
+    ]
+    body.append(error_section({name: entry["task"] for name, entry in sources.items()}, own, redacted))
     if document["not_scored"]:
         items = "".join(
             f"<li>{escape(name)}: {left['n']:,} rows; {escape(left['reason'])}</li>"
             for name, left in document["not_scored"].items()
         )
         body.append(f"<section><h2>Not scored</h2><ul>{items}</ul></section>")
-    body.append(_provenance(document))
-    return frame(f"Evaluation of {model}", "\n".join(body))
-
-
-def frame(title: str, body: str) -> str:
-    """Returns a whole document around `body`, which is already markup."""
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n{body}\n</main>\n</body>\n</html>\n"
+    rows = [parts.row(escape(name), parts.cell(value)) for name, value in say.provenance_items(document)]
+    body.append(
+        f"<section><h2>Provenance</h2>{parts.table('Provenance', ['what', 'said'], rows, 'plain said', [1])}</section>"
     )
-
-
-def bars(lines: Sequence[Line], metric: str) -> str:
-    """Returns an inline SVG: one bar per line that has `metric`, with its interval, on an axis from 0 to 100."""
-    lines = [line for line in lines if metric in line.metrics]
-    left, width, step = 210, 480, 28
-    height = step * len(lines) + 24
-    parts = [
-        f'<line class="grid" x1="{left + width * tick / 100:g}" x2="{left + width * tick / 100:g}" y1="0" '
-        f'y2="{height - 18}"/><text class="tick" x="{left + width * tick / 100:g}" y="{height - 4}" '
-        f'text-anchor="middle">{tick}</text>'
-        for tick in (0, 25, 50, 75, 100)
-    ]
-    for index, line in enumerate(lines):
-        y, value = index * step + 4, line.metrics[metric]
-        parts.append(
-            f'<text x="{left - 10}" y="{y + 14}" text-anchor="end">{escape(_short(line.who))}</text>'
-            f'<rect class="{line.kind}" x="{left}" y="{y}" rx="3" width="{max(width * value, 1):.1f}" height="18"/>'
-        )
-        end = value
-        if metric in line.ci95:
-            low, high = line.ci95[metric]
-            end = max(value, high)
-            x1, x2 = left + width * low, left + width * high
-            parts.append(
-                f'<path class="whisker" fill="none" '
-                f'd="M{x1:.1f} {y + 5}v8M{x2:.1f} {y + 5}v8M{x1:.1f} {y + 9}H{x2:.1f}"/>'
-            )
-        parts.append(f'<text x="{left + width * end + 8:.1f}" y="{y + 14}">{percent(value)}</text>')
-    label = "; ".join(f"{line.who} {percent(line.metrics[metric])}" for line in lines)
-    return (
-        f'<svg viewBox="0 0 780 {height}" role="img" aria-label="{escape(f"{metric}: {label}")}">{"".join(parts)}</svg>'
-    )
-
-
-def table(head: Sequence[str], rows: Sequence[str], css: str = "") -> str:
-    """Returns a table; `head` is text, `rows` are markup <tr>s."""
-    cells = "".join(f'<th class="{"text" if name in _TEXT_COLUMNS else ""}">{escape(name)}</th>' for name in head)
-    return f'<div class="scroll"><table class="{css}"><tr>{cells}</tr>{"".join(rows)}</table></div>'
-
-
-def value_cell(text: str) -> str:
-    """Returns a <td> for "64.60 [62.10, 67.02]", the interval set back."""
-    value, bracket, rest = text.partition(" [")
-    interval = f'<span class="ci">[{escape(rest)}</span>' if bracket else ""
-    return f"<td>{escape(value)}{interval}</td>"
+    return parts.frame(f"Evaluation of {model}", "\n".join(body))
 
 
 def _header(document: Mapping[str, Any], model: str) -> str:
-    provenance = document["provenance"]
-    decoding = provenance.get("decoding")
-    chips = [f"protocol {document['protocol']}"]
-    if isinstance(decoding, Mapping) and "method" in decoding:
-        chips.append(f"{decoding['method']} decoding")
-    chips += [f"{name} {provenance[name]}" for name in ("template", "split") if provenance.get(name)]
-    if provenance.get("limit"):
-        chips.append(f"only the first {provenance['limit']} rows per source")
+    protocol = document["protocol"]
+    chips = "".join(f'<span class="chip">{escape(chip)}</span>' for chip in say.chips(document))
+    reading = say.protocol_reading(protocol, {entry["task"] for entry in document["sources"].values()})
+    listed = "".join(f"<dt>{escape(kind)}</dt><dd>{_code(text)}</dd>" for kind, text in reading.items())
+    return (
+        f'<header><div class="soft small">Evaluation of</div><h1>{escape(model)}</h1><div class="chips">{chips}</div>'
+        f'<p class="{"" if protocol == "aligned" else "warning"}">{escape(say.protocol_about(protocol))}</p>'
+        f'<dl class="small">{listed}</dl><p class="soft small">Figures in percent with 95% bootstrap intervals.</p>'
+        "</header>"
+    )
+
+
+def _code(text: str) -> str:
+    """Returns markup in which what stands between backticks is code."""
+    pieces = map(escape, text.split("`"))
+    return "".join(f"<code>{piece}</code>" if at % 2 else piece for at, piece in enumerate(pieces))
+
+
+def _family(family: str, entries: Mapping[str, Entry], anchors: Mapping[str, str]) -> str:
+    """Returns a family's section: one row per source, notes on the published figures, bars."""
+    baselines, published = say.baseline_columns(entries), say.published_columns(entries)
+    head = ["source", "metric", "this model", "exact / repaired / unparsable", *baselines.values(), *published]
     rows = []
-    for name, entry in document["sources"].items():
-        lines = report.lines(entry)
-        constant = next((report.cell(line, entry["metric"]) for line in lines if line.who == "constant answer"), "")
-        exact = f"{percent(entry['parse']['exact'] / entry['n'])}%"
-        rows.append(
-            f'<tr><td>{escape(name)}</td><td class="text">{escape(entry["task"])}</td><td>{entry["n"]:,}</td>'
-            f'<td class="text">{escape(entry["metric"])}</td>'
-            f"{value_cell(report.cell(lines[0], entry['metric']))}"
-            f"<td>{escape(constant.partition(' ')[0])}</td><td>{exact}</td></tr>"
+    for name, entry in entries.items():
+        metric = entry["metric"]
+        heading = (
+            f'<a href="#{anchors[name]}">{escape(name)}</a>'
+            f'<span class="ci">{entry["n"]:,} rows, {escape(entry["split"] or "split unknown")}</span>'
         )
-    head = ["source", "task", "n", "metric", "this model", "constant answer", "exact outputs"]
+        ours = [say.interval_text(entry["ci95"][metric]), "the authors' script stops" if say.stops(entry) else ""]
+        read = f'<td class="read">{parts.parse_bar(entry)}{say.shares_text(entry)}</td>'
+        rows.append(
+            parts.row(
+                heading,
+                parts.cell(metric, "text"),
+                parts.figure(say.percent(entry["metrics"][metric]), ours, "model"),
+                read,
+                *(_baseline(entry["baselines"].get(baseline), metric) for baseline in baselines),
+                *(_published(entry, column) for column in published),
+            )
+        )
+    said = []
+    if published:
+        said.append(
+            "Published figures in parentheses are not comparable with ours: other rows, another scorer or another "
+            "metric. Where each stands is said in its source's section."
+        )
+        said.append(say.development_note(entries))
+    else:
+        said.append("No figures published on these sources are known to this version.")
+    notes = "".join(f'<p class="soft small">{escape(note)}</p>' for note in said if note)
+    drawn = [Bar(name, *_leading(entry), entry["metric"], _marks(entry)) for name, entry in entries.items()]
     return (
-        f'<header><div class="soft small">Evaluation of</div><h1>{escape(model)}</h1><div class="chips">'
-        + "".join(f'<span class="chip">{escape(chip)}</span>' for chip in chips)
-        + f"</div>{table(head, rows)}"
-        + '<div class="soft small">Figures in percent, with 95% bootstrap intervals.</div></header>'
+        f"<section><h2>{escape(family)}</h2>{parts.table(f'{family}: one row per source', head, rows, 'plain', [1])}"
+        f"{notes}{parts.bars(f'{family}, leading metrics', drawn)}</section>"
     )
 
 
-def _source_section(name: str, entry: Mapping[str, Any], errors: Sequence[Mapping[str, Any]]) -> str:
-    metrics, lines = report.metric_names(entry), report.lines(entry)
-    rows = [
-        f'<tr class="{line.kind}"><td>{escape(line.who)}</td>'
-        + "".join(value_cell(report.cell(line, metric)) for metric in metrics)
-        + f'<td class="note">{escape(line.note)}</td></tr>'
-        for line in lines
+def _leading(entry: Entry) -> tuple[float, Sequence[float]]:
+    return entry["metrics"][entry["metric"]], entry["ci95"][entry["metric"]]
+
+
+def _baseline(figures: Mapping[str, Any] | None, metric: str) -> str:
+    """Returns the cell of a baseline; one fitted on the scored rows, which no constant can beat, says so."""
+    if figures is None:
+        return parts.cell("")
+    if metric not in figures.get("metrics", {}):
+        return parts.figure("", ["no training rows"], title=figures.get("not_available", ""))
+    here = ["fitted on these rows"] if figures["fitted_on"] == "the scored rows" else []
+    return parts.figure(say.percent(figures["metrics"][metric]), here, title=f"fitted on {figures['fitted_on']}")
+
+
+def _published(entry: Entry, column: str) -> str:
+    """Returns the cell of the figures of one class of models, each with what keeps it apart from ours."""
+    found = []
+    for figure in entry["published"]:
+        if say.published_column(figure) != column:
+            continue
+        metric = entry["metric"]
+        named = [] if "MedTuned" in column else [figure["model"]]
+        below = "".join(f'<span class="ci">{escape(one)}</span>' for one in [*named, *say.marks(figure, metric)])
+        css = "" if say.comparable(figure, metric) else ' class="soft"'
+        tip = escape(f"{figure['model']}: {say.rows_text(figure)}; {figure['cited']}")
+        found.append(f'<div{css} title="{tip}">{escape(say.published_text(figure, metric))}{below}</div>')
+    return f'<td class="published">{"".join(found)}</td>'
+
+
+def _marks(entry: Entry) -> list[Mark]:
+    """Returns what is marked on a source's bar: baselines, and figures published on the same rows and metric."""
+    metric = entry["metric"]
+    found = [
+        Mark(heading, figures["metrics"][metric], _SHAPES.get(name, "constant"))
+        for name, heading in say.baseline_columns({"": entry}).items()
+        if metric in (figures := entry["baselines"][name]).get("metrics", {})
     ]
-    shares = "".join(
-        f'<span class="{status}" style="width:{percent(entry["parse"][status] / entry["n"])}%" title="{status}"></span>'
-        for status in ("exact", "repaired", "unparsable")
-    )
-    other = report.published(entry, "other rows")
-    listed = "".join(f"<li>{escape(report.other_rows_line(figure))}</li>" for figure in other)
-    kinds = Counter(error["kind"] for error in errors if error["source"] == name)
-    counted = ", ".join(f"{kind} {count:,}" for kind, count in sorted(kinds.items())) or "none"
+    for figure in entry["published"]:
+        if figure["rows"] == "same rows" and figure["metric"] == metric:
+            apart = "" if say.comparable(figure, metric) else ", other scorer"
+            found.append(Mark(f"{figure['model']}{apart}", figure["value"], "apart" if apart else "published"))
+    return found
+
+
+def _source(name: str, entry: Entry, anchor: str, errors: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a source's section: all metrics, how answers were read, published figures in full, labels."""
+    lines = say.lines(entry)
+    rows = []
+    for metric in say.metric_names(entry):
+        note = say.metric_note(metric)
+        heading = escape(metric) + (f'<span class="ci">{escape(note)}</span>' if note else "")
+        cells = [
+            parts.value_cell(line.metrics, line.ci95, metric, "model" if line.who == "this model" else "")
+            for line in lines
+        ]
+        rows.append(parts.row(heading, *cells, css="leading" if metric == entry["metric"] else ""))
+    heads = ["metric", *(line.who for line in lines)]
+    notes = dict.fromkeys(f"{line.who}: {line.note}" for line in lines if line.note and "documents" not in line.who)
+    said = [say.parse_line(entry), f"Errors: {say.kinds_text(errors) or 'none'}.", "; ".join(notes) + "." * bool(notes)]
+    legacy = say.legacy_line(entry)
+    told = "".join(f'<p class="small">{escape(one)}</p>' for one in said if one)
+    link = f'<a class="small" href="#errors" data-errors-of="{escape(name)}">its errors</a>' if errors else ""
     return (
-        f'<section><h2>{escape(name)}</h2><div class="soft small">{escape(report.rows_line(entry))}</div>'
-        f"{bars(lines, entry['metric'])}{table(['', *metrics, 'note'], rows)}"
-        f'<div class="parse" role="img" aria-label="outputs by how they could be read">{shares}</div>'
-        f'<div class="small">{escape(report.parse_line(entry))}</div>'
-        + "".join(f'<div class="small">{escape(note)}</div>' for note in report.notes(entry))
-        + f'<div class="small">Errors: {escape(counted)}.</div>'
-        + (f'<h3>Published on other rows, not comparable</h3><ul class="small">{listed}</ul>' if other else "")
+        f'<section id="{anchor}"><h2>{escape(name)} <span class="soft small">{escape(entry["task"])}</span></h2>'
+        f'<p class="soft small">{escape(say.rows_line(entry))}</p>'
+        + (f'<p class="warning small">{escape(legacy)}</p>' if legacy else "")
+        + parts.table(f"{name}: all metrics", heads, rows, "plain")
+        + parts.parse_bar(entry)
+        + told
+        + link
+        + _published_table(name, entry)
+        + parts.breakdown(name, entry["breakdown"])
         + "</section>"
     )
 
 
-def _error_section(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], redacted: Collection[str]) -> str:
-    shown: list[dict[str, Any]] = []
-    notes = []
-    for source, of_source in groupby(errors, key=lambda error: error["source"]):
-        if source in redacted:
-            notes.append(f"{source} is credentialed: its texts are not shown here, they lie in errors.jsonl.")
-            continue
-        rows = list(_error_rows(of_source))
-        if len(rows) > ROWS_SHOWN:
-            notes.append(
-                f"{source}: the first {ROWS_SHOWN:,} of {len(rows):,} rows with errors; all lie in errors.jsonl."
-            )
-        shown += rows[:ROWS_SHOWN]
-    noted = "".join(f'<p class="soft small">{escape(note)}</p>' for note in notes)
-    if not shown:
-        return f"<section><h2>Errors</h2>{noted or '<p>None.</p>'}</section>"
-    kinds = sorted({error["kind"] for row in shown for error in row["errors"]})
-    buttons = "".join(
-        f'<button type="button" data-kind="{escape(kind)}" aria-pressed="false">{escape(kind)}</button>'
-        for kind in kinds
-    )
-    sources = list(dict.fromkeys(row["source"] for row in shown))
-    options = "".join(f'<option value="{escape(name)}">{escape(name)}</option>' for name in sources)
-    # "<" is written as an escape of JSON, so that no text can close the element that it stands in.
-    data = json.dumps(shown, ensure_ascii=True).replace("<", "\\u003c")
-    return (
-        f"<section><h2>Errors</h2>{noted}"
-        '<p class="small"><span class="g">gold</span> <span class="p">prediction</span> '
-        '<span class="soft" id="errors-count"></span></p><div class="filters">'
-        f'<select id="filter-source" aria-label="source"><option value="">all sources</option>{options}</select>'
-        '<select id="filter-seen" aria-label="mention"><option value="">seen or not</option>'
-        '<option value="true">seen in training</option><option value="false">not seen in training</option></select>'
-        f'{buttons}<input id="filter-text" type="search" placeholder="Find text" aria-label="find text"></div>'
-        '<noscript>The list needs JavaScript; all errors lie in errors.jsonl.</noscript><div id="errors-list"></div>'
-        '<button type="button" id="errors-more" hidden>Show more</button></section>'
-        f'<script type="application/json" id="errors-data">{data}</script><script>{SCRIPT}</script>'
-    )
-
-
-def _error_rows(errors: Iterator[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
-    """Yields one object per row with all its errors, as the page's script reads it."""
-    for row, of_row in groupby(errors, key=lambda error: error["row"]):
-        together = list(of_row)
-        first = together[0]
-        yield {
-            "source": first["source"],
-            "row": row,
-            "id": first["id"],
-            "finish": first["finish_reason"] if first["finish_reason"] in ("length", "prompt_too_long") else "",
-            "pieces": _pieces(first["input"], [error["where"] for error in together]),
-            "generated": first["generated"],
-            "errors": [
-                {
-                    "kind": error["kind"],
-                    "gold": error["gold"],
-                    "prediction": error["prediction"],
-                    "seen": error["seen_in_training"],
-                }
-                for error in together
-            ],
-        }
-
-
-def _pieces(text: str, wheres: Sequence[Mapping[str, Any]]) -> list[tuple[str, str]]:
-    """Cuts `text` into (piece, marks): "g" inside a gold span, "p" inside a predicted one; spans are token indices."""
-    tokens = text.split(" ")
-    marks = [""] * len(tokens)
-    for name, mark in (("gold", "g"), ("predicted", "p")):
-        for where in wheres:
-            if isinstance(where.get(name), Sequence) and len(where[name]) == 2:
-                first, last = where[name]
-                for index in range(first, min(last + 1, len(tokens))):
-                    if mark not in marks[index]:
-                        marks[index] = f"{marks[index]} {mark}".strip()
-    pieces = []
-    for mark, run in groupby(zip(tokens, marks, strict=True), key=lambda pair: pair[1]):
-        pieces.append((" ".join(token for token, _ in run), mark))
-        pieces.append((" ", ""))
-    return pieces[:-1]
-
-
-def _provenance(document: Mapping[str, Any]) -> str:
+def _published_table(name: str, entry: Entry) -> str:
     rows = [
-        f"<tr><td>{escape(name)}</td><td>{escape(value)}</td></tr>" for name, value in report.provenance_items(document)
+        parts.row(
+            escape(figure["model"]),
+            parts.cell(figure["metric"], "text"),
+            parts.cell(say.published_text(figure, entry["metric"])),
+            parts.cell(say.rows_text(figure), "text wrap"),
+            parts.cell(figure["scorer"], "text"),
+            parts.cell(figure["cited"], "text wrap"),
+        )
+        for figure in entry["published"]
     ]
-    return f"<section><h2>Provenance</h2>{table(['what', 'said'], rows, 'provenance')}</section>"
-
-
-def _short(text: str, limit: int = 28) -> str:
-    return text if len(text) <= limit else text[: limit - 1] + "…"
+    head = ["model", "metric", "value", "rows", "scorer", "cited"]
+    return parts.table(f"Published figures of {name}", head, rows, "", [1, 3, 4, 5])

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from evaluate_samples import NER, perfect, prediction
 
-from medtune_jax.evaluate.compare import compare, markdown
+from medtune_jax.evaluate.compare import compare
+from medtune_jax.evaluate.compare_report import markdown
 from medtune_jax.evaluate.score import score, write_scores
 from medtune_jax.evaluate.table import read_tables
 from medtune_jax.tasks.registry import get_source
