@@ -221,7 +221,7 @@ class Engine:
         """
         if wrong := [request.name for request in requests if len(request.allowed.slots) != 1]:
             raise ValueError(f"{wrong[0]} allows more than the options of one slot")
-        size = self._batch(len(requests), min(batch_size, decode.most_drafts() or batch_size))[0]
+        size, chunk = self._batch(len(requests), min(batch_size, decode.most_drafts() or batch_size))
         found: dict[int, Generation] = {}
 
         def done(index: int, generation: Generation) -> None:
@@ -239,7 +239,7 @@ class Engine:
                 for start in range(0, len(fitting), size):
                     batch = fitting[start : start + size]
                     if not all(one.index in skip for one in batch):
-                        for one, generation in zip(batch, self._score(batch, size), strict=True):
+                        for one, generation in zip(batch, self._score(batch, size, chunk), strict=True):
                             done(one.index, generation)
         return found
 
@@ -266,9 +266,9 @@ class Engine:
                 else:
                     yield one
 
-    def _score(self, batch: Sequence[Candidates], size: int) -> list[Generation]:
-        """Computes the candidates of up to `size` rows."""
-        slots = Slots(self._weights, self.config, self.dtype, iter(batch), size, chunk=size)
+    def _score(self, batch: Sequence[Candidates], size: int, chunk: int) -> list[Generation]:
+        """Computes the candidates of up to `size` rows, prefilled `chunk` at a time."""
+        slots = Slots(self._weights, self.config, self.dtype, iter(batch), size, chunk=chunk)
         slots.admit()
         tokens = sorted({token for one in batch for candidate in one.tokens for token in candidate})
         columns_U = np.zeros(round_up(len(tokens), 8), np.int32)
