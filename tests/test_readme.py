@@ -13,10 +13,13 @@ from medtune_jax.cli import experiments
 from medtune_jax.cli.main import VERBS
 from medtune_jax.convert.tiny import write_tiny_model
 from medtune_jax.data_prep.samples import write_samples
+from medtune_jax.tasks.sources import classification, generation, ner, questions
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 README = (REPOSITORY / "README.md").read_text(encoding="utf-8")
 COMMANDS = [line for block in re.findall(r"```sh\n(.*?)```", README, re.S) for line in block.splitlines()]
+
+BUILT_IN = (*ner.SOURCES, *classification.SOURCES, *questions.SOURCES, *generation.SOURCES)
 
 # What is added so that a command takes seconds; a later flag replaces an earlier one.
 SHORTER = {
@@ -45,6 +48,19 @@ def test_the_table_of_verbs_is_the_commands_own():
 
 def test_every_experiment_is_listed():
     assert all(f"`{name}`" in README for name in experiments.names())
+
+
+def test_every_source_stands_in_the_table_under_its_task_marked_where_it_is_gated():
+    named = {
+        name: (kind, star)
+        for kind, cells in re.findall(r"^\| `(\w+)` \| [^|]+ \| ([^|]+) \| [^|]+ \|$", README, re.M)
+        for name, star in re.findall(r"([\w-]+)(\*?)(?: \([^)]*\))?(?:, |$)", cells)
+    }
+    assert named == {
+        source.name: (source.task.kind, "*" if source.credentialed else "")
+        for source in BUILT_IN
+        if not source.name.startswith("sample-")
+    }
 
 
 def test_every_file_and_folder_that_is_named_exists():
