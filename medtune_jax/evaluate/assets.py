@@ -35,16 +35,18 @@ thead th { color: var(--soft); font-weight: 600; font-size: 13px; vertical-align
   border-bottom: 1px solid var(--soft); }
 th.text, td.text, th[scope=row] { text-align: left; }
 th[scope=row] { font-weight: 400; position: sticky; left: 0; background: var(--card); white-space: normal;
-  overflow-wrap: anywhere; min-width: 110px; max-width: 230px; }
+  overflow-wrap: anywhere; min-width: 140px; max-width: 230px; }
 td { font-variant-numeric: tabular-nums; }
 td.wrap { white-space: normal; min-width: 180px; }
 .said td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 .said th[scope=row] { color: var(--soft); }
 .ci { display: block; color: var(--soft); font-size: 12px; font-weight: 400; }
-td.model, tr.leading > *, td.first { font-weight: 600; }
-td.published .ci { white-space: normal; min-width: 84px; } td.published div + div { margin-top: 4px; }
+td.model { font-weight: 600; } tr.leading th[scope=row] { font-weight: 600; }
+.side { display: flex; flex-wrap: wrap; gap: 0 36px; align-items: flex-start; } .side > * { max-width: 100%; }
+.side table { min-width: 0; }
+td.published .ci { white-space: normal; min-width: 104px; } td.published div + div { margin-top: 4px; }
 td.heat { background: color-mix(in srgb, var(--model) var(--share), transparent); } td.own { font-weight: 600; }
-.parse { display: flex; height: 6px; overflow: hidden; background: var(--line); margin: 5px 0 3px; min-width: 130px;
+.parse { display: flex; height: 6px; overflow: hidden; background: var(--line); margin: 5px 0 3px; min-width: 110px;
   max-width: 360px; }
 .parse .exact { background: var(--model); } .parse .repaired { background: var(--published); }
 .parse .unparsable { background: repeating-linear-gradient(45deg, var(--wrong) 0 3px, var(--wrong-bg) 3px 5px); }
@@ -96,7 +98,7 @@ pre { background: var(--code); border-radius: 4px; padding: 8px 10px; overflow-x
   main { padding: 8px 6px 40px; } section, header { padding: 12px; }
   .bar { grid-template-columns: 1fr auto; } .bar .who { text-align: left; }
   .bar .track { grid-column: 1 / -1; order: 3; margin: 0 6px; } .axis .who, .axis .value { display: none; }
-  .legend { margin-left: 0; } th, td { padding: 4px 7px; } th[scope=row] { max-width: 130px; min-width: 90px; }
+  .legend { margin-left: 0; } th, td { padding: 4px 7px; } th[scope=row] { max-width: 130px; min-width: 104px; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 4px; } .said td { min-width: 200px; }
 }
 @media print {

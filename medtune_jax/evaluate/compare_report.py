@@ -80,7 +80,7 @@ def page(comparison: Comparison) -> str:
     about = say.protocol_about(protocol)
     body = [
         f'<header><h1>Comparison</h1><div class="chips"><span class="chip">protocol {escape(protocol)}</span></div>'
-        f'<p class="{"" if protocol == "aligned" else "warning"}">{escape(about)}</p>'
+        f'<p class="{"small" if protocol == "aligned" else "warning"}">{escape(about)}</p>'
         f"{parts.table('Runs', ['run', 'model', 'scores'], runs, 'plain', [1, 2])}"
         f'<p class="soft small">{escape(_WORDS)}</p></header>'
     ]

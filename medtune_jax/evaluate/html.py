@@ -55,7 +55,7 @@ def _header(document: Mapping[str, Any], model: str) -> str:
     listed = "".join(f"<dt>{escape(kind)}</dt><dd>{_code(text)}</dd>" for kind, text in reading.items())
     return (
         f'<header><div class="soft small">Evaluation of</div><h1>{escape(model)}</h1><div class="chips">{chips}</div>'
-        f'<p class="{"" if protocol == "aligned" else "warning"}">{escape(say.protocol_about(protocol))}</p>'
+        f'<p class="{"small" if protocol == "aligned" else "warning"}">{escape(say.protocol_about(protocol))}</p>'
         f'<dl class="small">{listed}</dl><p class="soft small">Figures in percent with 95% bootstrap intervals.</p>'
         "</header>"
     )
@@ -153,7 +153,7 @@ def _marks(entry: Entry) -> list[Mark]:
 
 def _source(name: str, entry: Entry, anchor: str, errors: Sequence[Mapping[str, Any]]) -> str:
     """Returns a source's section: all metrics, how answers were read, published figures in full, labels."""
-    lines = say.lines(entry)
+    lines = [line for line in say.lines(entry) if line.metrics]
     rows = []
     for metric in say.metric_names(entry):
         note = say.metric_note(metric)
@@ -163,23 +163,16 @@ def _source(name: str, entry: Entry, anchor: str, errors: Sequence[Mapping[str, 
             for line in lines
         ]
         rows.append(parts.row(heading, *cells, css="leading" if metric == entry["metric"] else ""))
-    heads = ["metric", *(line.who for line in lines)]
-    notes = dict.fromkeys(f"{line.who}: {line.note}" for line in lines if line.note and "documents" not in line.who)
-    said = [say.parse_line(entry), f"Errors: {say.kinds_text(errors) or 'none'}.", "; ".join(notes) + "." * bool(notes)]
+    table = parts.table(f"{name}: all metrics", ["metric", *(line.who for line in lines)], rows, "plain")
+    said = [say.parse_line(entry), *say.line_notes(entry), f"Errors: {say.kinds_text(errors) or 'none'}."]
     legacy = say.legacy_line(entry)
-    told = "".join(f'<p class="small">{escape(one)}</p>' for one in said if one)
-    link = f'<a class="small" href="#errors" data-errors-of="{escape(name)}">its errors</a>' if errors else ""
+    link = f'<a href="#errors" data-errors-of="{escape(name)}">Show them</a>' if errors else ""
     return (
         f'<section id="{anchor}"><h2>{escape(name)} <span class="soft small">{escape(entry["task"])}</span></h2>'
         f'<p class="soft small">{escape(say.rows_line(entry))}</p>'
         + (f'<p class="warning small">{escape(legacy)}</p>' if legacy else "")
-        + parts.table(f"{name}: all metrics", heads, rows, "plain")
-        + parts.parse_bar(entry)
-        + told
-        + link
-        + _published_table(name, entry)
-        + parts.breakdown(name, entry["breakdown"])
-        + "</section>"
+        + f'<div class="side">{table}{parts.breakdown(name, entry["breakdown"])}</div>{parts.parse_bar(entry)}'
+        + f'<p class="small">{escape(" ".join(said))} {link}</p>{_published_table(name, entry)}</section>'
     )
 
 

@@ -31,10 +31,10 @@ def error_section(kinds: Mapping[str, str], errors: Mapping[str, Sequence[Error]
       redacted: sources whose texts must not be shown; where their answers are labels of a fixed set, labels are.
     """
     shown: list[dict[str, Any]] = []
-    notes = []
+    notes, hidden = [], []
     for source, of_source in errors.items():
         if source in redacted:
-            notes.append(f"{source}: {say.NOT_SHOWN}")
+            hidden.append(source)
             labels = _public_labels(source, kinds[source])
             if not labels:
                 continue
@@ -47,6 +47,8 @@ def error_section(kinds: Mapping[str, str], errors: Mapping[str, Sequence[Error]
                 f"{source}: the first {len(kept):,} of {len(rows):,} rows with errors; all lie in errors.jsonl."
             )
         shown += kept
+    if hidden:
+        notes.insert(0, f"{', '.join(hidden)}: {say.NOT_SHOWN}")
     noted = "".join(f'<p class="soft small">{escape(note)}</p>' for note in notes)
     if not shown:
         return f'<section id="errors"><h2>Errors</h2>{noted or "<p>None.</p>"}</section>'

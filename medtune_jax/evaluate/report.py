@@ -24,10 +24,10 @@ def markdown(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], r
     """
     model = document["provenance"].get("model", "predictions")
     parts = [f"# Evaluation of {plain(model)}", plain(", ".join(say.chips(document))) + ". Figures in percent."]
-    parts.append(plain(say.protocol_about(document["protocol"])))
+    parts.append(say.protocol_about(document["protocol"]))
     kinds = {entry["task"] for entry in document["sources"].values()}
     reading = say.protocol_reading(document["protocol"], kinds).items()
-    parts.append("\n".join(f"- {plain(kind)}: {plain(text)}" for kind, text in reading))
+    parts.append("\n".join(f"- {kind}: {text}" for kind, text in reading))
     for family, entries in say.families(document["sources"]).items():
         parts += [f"## {family}", family_table(entries)]
         if any(entry["published"] for entry in entries.values()):
@@ -75,13 +75,11 @@ def _published(entry: Entry, column: str) -> list[str]:
 
 def _source(name: str, entry: Entry) -> list[str]:
     """Returns the parts of one source's section, errors aside."""
-    said = [say.rows_line(entry), say.parse_line(entry), say.legacy_line(entry)]
+    said = [say.rows_line(entry), say.parse_line(entry), say.legacy_line(entry), *say.line_notes(entry)]
     parts = [f"### {plain(name)}", "\n".join(plain(line) for line in said if line)]
-    lines = say.lines(entry)
+    lines = [line for line in say.lines(entry) if line.metrics]
     table = [[metric, *(line.text(metric) for line in lines)] for metric in say.metric_names(entry)]
     parts.append(markdown_table(["metric", *(line.who for line in lines)], table))
-    notes = dict.fromkeys(f"{line.who}: {line.note}" for line in lines if line.note and "documents" not in line.who)
-    parts.append("\n".join(f"- {plain(note)}" for note in notes))
     if entry["published"]:
         rows = [
             [figure["model"], figure["metric"], say.published_text(figure, entry["metric"]), say.rows_text(figure)]
@@ -97,7 +95,7 @@ def _errors(own: Sequence[Mapping[str, Any]], redacted: bool) -> str:
         return "No errors."
     head = f"Errors: {plain(say.kinds_text(own))}."
     if redacted:
-        return f"{head} Not listed: {plain(say.NOT_SHOWN)}"
+        return f"{head} {plain(say.NOT_SHOWN)}"
     if len(own) > MARKDOWN_ERRORS:
         head += f" The first {MARKDOWN_ERRORS} of {len(own):,}; all of them lie in errors.jsonl."
     seen = {True: "yes", False: "no", None: ""}

@@ -23,8 +23,8 @@ FAMILIES = {
 OTHER = "Other tasks"
 STATUSES = ("exact", "repaired", "unparsable")
 NOT_SHOWN = (
-    "the source is credentialed: its texts are not shown here, they lie in errors.jsonl. To show them, score again "
-    "with --show_credentialed and keep the reports to yourself."
+    "Texts of credentialed sources are not shown; they lie in errors.jsonl. To show them, score again with "
+    "--show_credentialed and keep the reports to yourself."
 )
 
 _ABOUT = {
@@ -73,6 +73,7 @@ _METRICS = {
     "accuracy_ll_norm": "the likeliest allowed output by log-probability per byte",
 }
 _BASELINES = {"constant": "constant answer", "train_dictionary": "train dictionary"}
+_DOCUMENTS = ", documents"
 _COLUMNS = ("MedTuned 7B", "MedTuned 13B", "BERT class", "other published")
 
 
@@ -112,7 +113,13 @@ def lines(entry: Entry) -> list[Line]:
 
 def _documents(who: str, figures: Entry, note: str = "") -> list[Line]:
     documents = figures["documents"]
-    return [Line(f"{who}, documents", documents["metrics"], documents["ci95"], note)] if documents else []
+    return [Line(who + _DOCUMENTS, documents["metrics"], documents["ci95"], note)] if documents else []
+
+
+def line_notes(entry: Entry) -> list[str]:
+    """Returns a sentence for each baseline: what it was fitted on, or why it has no figures."""
+    noted = [line for line in lines(entry) if line.note and not line.who.endswith(_DOCUMENTS)]
+    return [f"{line.who.capitalize()}: {line.note}." for line in noted]
 
 
 def family_of(kind: str) -> str:
