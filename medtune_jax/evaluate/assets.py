@@ -101,10 +101,10 @@ pre { background: var(--code); border-radius: 4px; padding: 8px 10px; overflow-x
   .legend { margin-left: 0; } th, td { padding: 4px 7px; } th[scope=row] { max-width: 130px; min-width: 104px; }
   dl { grid-template-columns: 1fr; } dd { margin-bottom: 4px; } .said td { min-width: 200px; }
 }
+/* A4 is about 720 pixels wide between its margins, the widest tables are 1120. */
 @media print {
   :root { --page: #fff; --card: #fff; } * { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  body { font-size: 11px; } main { max-width: none; padding: 0; } section, header { border: 0; padding: 4px 0; }
-  table { font-size: 10px; } .ci, .small { font-size: 9px; } th, td { padding: 2px 5px; }
+  main { max-width: none; padding: 0; zoom: .62; } section, header { border: 0; padding: 6px 0; }
   .scroll { overflow: visible; } tr, .bar, .error { break-inside: avoid; } h2 { break-after: avoid; }
   .filters, details { display: none; }
 }
