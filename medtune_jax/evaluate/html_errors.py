@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from itertools import accumulate, groupby
 from typing import Any
@@ -33,18 +33,20 @@ def error_section(kinds: Mapping[str, str], errors: Mapping[str, Sequence[Error]
     shown: list[dict[str, Any]] = []
     notes, hidden = [], []
     for source, of_source in errors.items():
+        by_row = [(row, list(of_row)) for row, of_row in groupby(of_source, key=lambda error: error["row"])]
+        first = by_row[:ROWS_SHOWN]
         if source in redacted:
             hidden.append(source)
             labels = _public_labels(source, kinds[source])
             if not labels:
                 continue
-            rows = [_hidden(source, row, of_row, labels) for row, of_row in _by_row(of_source)]
+            rows = [_hidden(source, row, of_row, labels) for row, of_row in first]
         else:
-            rows = [_shown(source, kinds[source], row, of_row) for row, of_row in _by_row(of_source)]
+            rows = [_shown(source, kinds[source], row, of_row) for row, of_row in first]
         kept = _within(rows, BYTES_SHOWN // len(errors))
-        if len(kept) < len(rows):
+        if len(kept) < len(by_row):
             notes.append(
-                f"{source}: the first {len(kept):,} of {len(rows):,} rows with errors; all lie in errors.jsonl."
+                f"{source}: the first {len(kept):,} of {len(by_row):,} rows with errors; all lie in errors.jsonl."
             )
         shown += kept
     if hidden:
@@ -77,14 +79,8 @@ def error_section(kinds: Mapping[str, str], errors: Mapping[str, Sequence[Error]
     )
 
 
-def _by_row(errors: Sequence[Error]) -> Iterator[tuple[int, list[Error]]]:
-    for row, of_row in groupby(errors, key=lambda error: error["row"]):
-        yield row, list(of_row)
-
-
 def _within(rows: Sequence[dict[str, Any]], budget: int) -> list[dict[str, Any]]:
-    """Returns the first rows, as many as ROWS_SHOWN and the budget of bytes allow, but one at least."""
-    rows = rows[:ROWS_SHOWN]
+    """Returns the first rows, as many as the budget of bytes allows, but one at least."""
     sizes = accumulate(len(json.dumps(row, separators=(",", ":"))) for row in rows)
     return [row for at, (row, size) in enumerate(zip(rows, sizes, strict=True)) if size <= budget or at == 0]
 

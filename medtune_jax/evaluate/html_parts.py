@@ -15,6 +15,12 @@ from medtune_jax.evaluate.assets import CSS
 
 MOST_HEAT_LABELS = 12  # a wider confusion matrix is not read; its labels are then counted one by one
 _HEAT = 55  # percent of colour in the fullest cell, so that its number stays readable in either theme
+_LEGEND = {
+    "constant": "constant answer",
+    "dictionary": "train dictionary",
+    "published": "published, same rows",
+    "apart": "published, same rows, other scorer",
+}
 
 
 @dataclass(frozen=True)
@@ -78,10 +84,12 @@ def table(
 
 
 def row(heading_markup: str, *cells_markup: str, css: str = "") -> str:
+    """Returns a <tr> that begins with its heading."""
     return f'<tr{_css(css)}><th scope="row">{heading_markup}</th>{"".join(cells_markup)}</tr>'
 
 
 def cell(text: str, css: str = "") -> str:
+    """Returns a <td> of plain text."""
     return f"<td{_css(css)}>{escape(text)}</td>"
 
 
@@ -144,14 +152,6 @@ def bars(caption: str, drawn: Sequence[Bar]) -> str:
     )
 
 
-_LEGEND = {
-    "constant": "constant answer",
-    "dictionary": "train dictionary",
-    "published": "published, same rows",
-    "apart": "published, same rows, other scorer",
-}
-
-
 def breakdown(name: str, found: Mapping[str, Any]) -> str:
     """Returns a confusion matrix as a heat table, or counts per label, with precision, recall and F1; "" without."""
     rates = say.label_rates(found)
@@ -159,14 +159,14 @@ def breakdown(name: str, found: Mapping[str, Any]) -> str:
         return ""
     confusion = found.get("confusion", {})
     if not confusion or len(confusion) > MOST_HEAT_LABELS:
-        head = ["label", "gold", "predicted", "correct", *_RATES]
+        head = ["label", *say.COUNTS, *say.RATES]
         rows = [
-            row(escape(label), *(cell(f"{of[count]:,}") for count in ("gold", "predicted", "correct")), *_rates(of))
+            row(escape(label), *(cell(f"{of[count]:,}") for count in say.COUNTS), *_rates(of))
             for label, of in rates.items()
         ]
         return table(f"Labels of {name}", head, rows)
     answers = list(dict.fromkeys(label for of in confusion.values() for label in of))
-    head = ["gold \\ answer", *(label or "unparsable" for label in answers), "rows", *_RATES]
+    head = ["gold \\ answer", *(label or "unparsable" for label in answers), "rows", *say.RATES]
     rows = []
     for label, of in confusion.items():
         whole = sum(of.values())
@@ -179,11 +179,8 @@ def breakdown(name: str, found: Mapping[str, Any]) -> str:
     return table(f"Answers of {name} by gold label; shade is the share of the row", head, rows)
 
 
-_RATES = ("precision", "recall", "f1")
-
-
 def _rates(of: Mapping[str, float]) -> list[str]:
-    return [cell(say.percent(of[rate]) if rate in of else "") for rate in _RATES]
+    return [cell(say.percent(of[rate]) if rate in of else "") for rate in say.RATES]
 
 
 def _css(names: str) -> str:

@@ -80,6 +80,16 @@ def _source(name: str, entry: Entry) -> list[str]:
     lines = [line for line in say.lines(entry) if line.metrics]
     table = [[metric, *(line.text(metric) for line in lines)] for metric in say.metric_names(entry)]
     parts.append(markdown_table(["metric", *(line.who for line in lines)], table))
+    if rates := say.label_rates(entry["breakdown"]):
+        labels = [
+            [
+                label,
+                *(f"{of[name]:,}" for name in say.COUNTS),
+                *(say.percent(of[name]) if name in of else "" for name in say.RATES),
+            ]
+            for label, of in rates.items()
+        ]
+        parts.append(markdown_table(["label", *say.COUNTS, *say.RATES], labels))
     if entry["published"]:
         rows = [
             [figure["model"], figure["metric"], say.published_text(figure, entry["metric"]), say.rows_text(figure)]

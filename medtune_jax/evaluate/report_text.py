@@ -22,6 +22,8 @@ FAMILIES = {
 }
 OTHER = "Other tasks"
 STATUSES = ("exact", "repaired", "unparsable")
+COUNTS = ("gold", "predicted", "correct")
+RATES = ("precision", "recall", "f1")
 NOT_SHOWN = (
     "Texts of credentialed sources are not shown; they lie in errors.jsonl. To show them, score again with "
     "--show_credentialed and keep the reports to yourself."
@@ -123,6 +125,7 @@ def line_notes(entry: Entry) -> list[str]:
 
 
 def family_of(kind: str) -> str:
+    """Returns the family of a kind of task, OTHER for an unknown one."""
     return next((family for family, kinds in FAMILIES.items() if kind in kinds), OTHER)
 
 
@@ -135,6 +138,7 @@ def families(sources: Mapping[str, Entry]) -> dict[str, dict[str, Entry]]:
 
 
 def protocol_about(protocol: str) -> str:
+    """Returns what a protocol's figures are, in a sentence or two."""
     return _ABOUT.get(protocol, "")
 
 
@@ -155,18 +159,22 @@ def metric_names(entry: Entry) -> list[str]:
 
 
 def metric_note(metric: str) -> str:
+    """Returns what a metric is where its name does not say it, else ""."""
     return _METRICS.get(metric, "")
 
 
 def percent(value: float, digits: int = 2) -> str:
+    """Returns a value of 0..1 in percent."""
     return f"{100 * value:.{digits}f}"
 
 
 def interval_text(ci95: Sequence[float]) -> str:
+    """Returns "[62.10, 67.02]"."""
     return f"[{percent(ci95[0])}, {percent(ci95[1])}]"
 
 
 def value_text(value: float, ci95: Sequence[float] | None = None) -> str:
+    """Returns "64.60 [62.10, 67.02]", or "64.60" without an interval."""
     return percent(value) if ci95 is None else f"{percent(value)} {interval_text(ci95)}"
 
 
@@ -176,6 +184,7 @@ def shares(entry: Entry) -> list[float]:
 
 
 def shares_text(entry: Entry) -> str:
+    """Returns "96.7 / 0.0 / 3.3", in percent and in the order of STATUSES."""
     return " / ".join(percent(share, 1) for share in shares(entry))
 
 
@@ -192,6 +201,7 @@ def published_columns(entries: Mapping[str, Entry]) -> list[str]:
 
 
 def published_column(figure: Mapping[str, Any]) -> str:
+    """Returns the heading under which a published figure stands."""
     model = figure["model"].casefold()
     if "medtuned" in model and (size := re.search(r"\b(7|13)b\b", model)):
         return f"MedTuned {size[1]}B"
@@ -243,6 +253,7 @@ def development_note(entries: Mapping[str, Entry]) -> str:
 
 
 def split_text(entry: Entry) -> str:
+    """Returns which official split the rows are, by their gold hash."""
     return f"official {entry['split']} split" if entry["split"] else "not the rows of an official split we know"
 
 
@@ -293,6 +304,7 @@ def kinds_text(errors: Sequence[Mapping[str, Any]]) -> str:
 
 
 def by_source(errors: Iterable[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Returns source -> its errors, in their order."""
     found: dict[str, list[Mapping[str, Any]]] = {}
     for error in errors:
         found.setdefault(error["source"], []).append(error)

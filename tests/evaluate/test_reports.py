@@ -233,7 +233,10 @@ def test_likelihood_accuracies_say_what_they_are():
 
 def test_confusions_are_counted_with_rates():
     rows = perfect(NLI)
-    _, page = _page([replace(rows[0], generated="Neutral"), replace(rows[1], generated="?"), *rows[2:]])
+    scores = score([replace(rows[0], generated="Neutral"), replace(rows[1], generated="?"), *rows[2:]], **FEW)
+    page = Page(html.page(scores.document, scores.errors, ()))
+    said = "| Entailment | 2 | 1 | 1 | 100.00 | 50.00 | 66.67 |"
+    assert said in report.markdown(scores.document, scores.errors, ())
     head, *table = page.table(f"Answers of {NLI}")
     assert head[1:] == ["Entailment", "Contradiction", "Neutral", "unparsable", "rows", "precision", "recall", "f1"]
     assert table == [
