@@ -52,7 +52,8 @@ def render(manifest: Mapping[str, Any]) -> str:
         *(
             _row(
                 *(name, facts["task"], split, read["rows"], gold_text(read), expected_text(read)),
-                *(read["official_split"] or "not known", _reasons(read["dropped"]), facts["licence"]),
+                read["official_split"] or ("not known" if read["rows"] else "no rows"),
+                *(_reasons(read["dropped"]), facts["licence"]),
             )
             for name, facts in sources.items()
             for split, read in facts["splits"].items()

@@ -150,7 +150,7 @@ def lack_text(missing: Mapping[str, Any]) -> str:
     )
 
 
-def describe(source: Source) -> dict[str, Any]:
+def describe(source: Source, gad_polarity: GadPolarity = "association") -> dict[str, Any]:
     """Returns what the manifest says of a source; its `splits` are still empty."""
     definition = definition_of(source)
     return {
@@ -160,7 +160,7 @@ def describe(source: Source) -> dict[str, Any]:
         "licence": source.licence,
         "credentialed": source.credentialed,
         "where": source.where,
-        "wordings": list(wordings_of(source)),
+        "wordings": list(wordings_of(source, gad_polarity)),
         "splits": {},
         **({"definition": definition} if definition else {}),
     }
@@ -177,7 +177,8 @@ def read_split(place: Place, split: str, seed: int, gad_polarity: GadPolarity) -
     assert place.folder is not None
     path = place.folder / layout.files[split]
     native = read(path, source.task, Ask(split, layout, gad_polarity))
-    rows = [_row(source, split, number, record, seed, path) for number, record in enumerate(native.records)]
+    wordings = wordings_of(source, gad_polarity)
+    rows = [_row(source, split, number, record, wordings, seed, path) for number, record in enumerate(native.records)]
     gold = gold_sha256(rows)
     facts: dict[str, Any] = {
         "rows": len(rows),
@@ -199,7 +200,9 @@ def read_split(place: Place, split: str, seed: int, gad_polarity: GadPolarity) -
     return rows, facts
 
 
-def _row(source: Source, split: str, number: int, record: Record, seed: int, path: Path) -> Row:
+def _row(
+    source: Source, split: str, number: int, record: Record, wordings: Sequence[str], seed: int, path: Path
+) -> Row:
     try:
         input, output = source.task.render(record.annotation)
     except ValueError as error:
@@ -207,7 +210,6 @@ def _row(source: Source, split: str, number: int, record: Record, seed: int, pat
     meta = {**source.task.facts(record.annotation), **record.meta}
     instruction = record.instruction
     if not instruction:
-        wordings = wordings_of(source)
         if not wordings:
             raise UserError(f"{path}: example {number + 1} has no instruction, and {source.name} has no wordings.")
         wording = choose(source, split, number, seed)

@@ -83,7 +83,7 @@ class Corpora:
         """Returns the rows of a split for the result, and describes it. Test splits are kept for `peek`."""
         place = self.places[name]
         rows, facts = read_split(place, split, self.seed, self.gad_polarity)
-        self.described.setdefault(name, describe(place.source))["splits"][split] = facts
+        self.described.setdefault(name, describe(place.source, self.gad_polarity))["splits"][split] = facts
         if is_test(split):
             self._read[name, split] = rows
         return rows

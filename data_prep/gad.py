@@ -13,7 +13,7 @@ _LABELS = {"association": {"1": "Positive", "0": "Negative"}, "legacy": {"1": "N
 
 
 def read_gad(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
-    """Returns (sentence, Positive or Negative) of every line, polarity as asked for.
+    """Returns (sentence, Positive or Negative) of every line, polarity as asked for; the legacy one stands in the meta.
 
     BioBERT's dev.tsv is an empty file; it gives no rows.
 
@@ -22,9 +22,11 @@ def read_gad(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
         0 or 1; with the file: not UTF-8, nothing in it.
     """
     labels = _LABELS[ask.gad_polarity]
+    meta = {} if ask.gad_polarity == "association" else {"gad_polarity": ask.gad_polarity}
     found = NativeFile()
     for line in read_lines(path):
-        found.records.append(Record((line.sentence, label_of(line.label, labels, line.where)), id=line.index))
+        annotation = (line.sentence, label_of(line.label, labels, line.where))
+        found.records.append(Record(annotation, id=line.index, meta=meta))
     if ask.split == "validation" and not found.records:
         return found
     return not_empty(found, path, "sentence<TAB>label lines")

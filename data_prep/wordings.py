@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 
 from medtune_jax.data_prep import wordings_labels, wordings_ner, wordings_qa
+from medtune_jax.data_prep.native import GadPolarity
 from medtune_jax.tasks.source import Source
 
 WORDINGS: dict[str, tuple[str, ...]] = {
@@ -17,9 +18,11 @@ WORDINGS: dict[str, tuple[str, ...]] = {
 }
 
 
-def wordings_of(source: Source) -> tuple[str, ...]:
+def wordings_of(source: Source, gad_polarity: GadPolarity = "association") -> tuple[str, ...]:
     """Returns a source's wordings: its own where a user defined it, else those written here; () where its rows bring
-    their own instructions."""
+    their own instructions. GAD's say of each of its two words what it means under the polarity."""
+    if source.name == "GAD" and gad_polarity == "legacy":
+        return wordings_labels.LEGACY_GAD
     return source.wordings or WORDINGS.get(source.name, ())
 
 

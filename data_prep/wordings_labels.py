@@ -36,7 +36,7 @@ _ASSOCIATION = (
     "In the sentence, @GENE$ stands for a gene and @DISEASE$ for a disease. Does the sentence link the two? Answer "
     "{positive} for an association, {negative} for none.",
     "Judge whether the marked gene and the marked disease are associated in this sentence. Reply with the single word "
-    "{positive} or {negative}.",
+    "{positive} where they are, {negative} where they are not.",
     "Is the pair @GENE$ and @DISEASE$ an example of a gene-disease association? Write {positive} if so, otherwise "
     "{negative}.",
     "Label the gene-disease pair of the input: {positive} when an association is annotated for it, {negative} when it "
@@ -75,6 +75,9 @@ def _filled(wordings: tuple[str, ...], **values: str) -> tuple[str, ...]:
     return tuple(wording.format(**values) for wording in wordings)
 
 
+# What GAD's rows are asked where its label 1 (an association) is read as Negative: the two words swapped, so that the
+# instruction and the gold answer agree.
+LEGACY_GAD = _filled(_ASSOCIATION, positive="Negative", negative="Positive")
 _HALLMARK_NAMES = "; ".join(HALLMARKS.values())
 WORDINGS: dict[str, tuple[str, ...]] = {
     "i2b2-2010": _filled(_CLINICAL_RELATION, key=_I2B2_KEY),

@@ -1,11 +1,16 @@
-"""The GAD reader on BioBERT's fold files and BLURB's."""
+"""The GAD reader on BioBERT's fold files and BLURB's; instructions and answers of either polarity."""
+
+import json
+import re
 
 import pytest
 
 from medtune_jax.data_prep.gad import read_gad
 from medtune_jax.data_prep.native import Ask
+from medtune_jax.data_prep.prepare import prepare
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
+from medtune_jax.tasks.rows import read_rows
 from medtune_jax.tasks.source import Layout
 
 GAD = get_source("GAD")
@@ -33,6 +38,23 @@ def test_label_1_is_an_association_and_positive(read):
 
 def test_the_legacy_polarity_is_the_inverse(read):
     assert labels(read(FOLD, polarity="legacy")) == ["Negative", "Positive"]
+
+
+@pytest.mark.parametrize(("polarity", "association"), [("association", "Positive"), ("legacy", "Negative")])
+def test_every_row_is_asked_for_the_word_that_its_answer_uses(tmp_path, polarity, association):
+    """Each wording names the word for an association before the word for none."""
+    (tmp_path / "GAD").mkdir()
+    (tmp_path / "GAD" / "train.tsv").write_text("@GENE$ causes @DISEASE$ .\t1\n@GENE$ is no cause of it .\t0\n" * 20)
+    result = prepare(tmp_path / "rows", raw_dir=tmp_path, sources=["GAD"], gad_polarity=polarity)
+    rows = read_rows(tmp_path / "rows", "train")
+    assert len({row.instruction for row in rows}) == 5
+    for row in rows:
+        first, second = re.findall("Positive|Negative", row.instruction)
+        assert first == association != second
+        assert row.output == (first if "causes" in row.input else second)
+        assert row.instruction in result["sources"]["GAD"]["wordings"]
+        assert json.loads(row.meta).get("gad_polarity", "association") == polarity
+    assert result["sources"]["GAD"]["splits"]["train"]["gad_polarity"] == polarity
 
 
 def test_a_header_with_an_index_and_none_give_the_same_sentences(read):

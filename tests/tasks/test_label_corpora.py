@@ -43,6 +43,16 @@ def test_rows_are_as_many_as_published_and_hashes_are_registered(records, name):
         assert source.splits[gold_sha256(Row("", input, output, name) for input, output in rendered)] == split
 
 
+def test_legacy_rows_of_gad_are_known_as_such_and_compared_with_no_published_split(shared_data):
+    source = SOURCES["GAD"]
+    for split in ("train", "test"):
+        ask = Ask(split, source.layouts[0], "legacy")
+        records = READERS["gad_tsv"](shared_data / "raw" / "GAD" / f"{split}.tsv", source.task, ask).records
+        rows = [Row("", *source.task.render(record.annotation), "GAD") for record in records]
+        assert source.splits[gold_sha256(rows)] == f"{split} (legacy polarity)"
+    assert not any("legacy" in figure.split for figure in source.published)
+
+
 def test_gad_holds_2801_associations_of_5330_and_281_in_test(records):
     counts = {split: Counter(record.annotation[1] for record in records["GAD", split]) for split in ("train", "test")}
     assert counts["test"] == {"Positive": 281, "Negative": 253}

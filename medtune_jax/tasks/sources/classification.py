@@ -62,13 +62,16 @@ SOURCES = (
         licence="CC-BY-4.0",
         credentialed=False,
         description="Gene-disease associations of the Genetic Association Database (Bravo et al. 2015), fold 1 of the "
-        "ten of BioBERT.",
+        "ten of BioBERT. Label 1 of its files, an association, is Positive; rows prepared with --gad_polarity=legacy "
+        "have it as Negative, and are known by their hashes and their meta.",
         where="the relation extraction download of BioBERT (https://github.com/dmis-lab/biobert), REdata/GAD/1: "
         "train.tsv (sentence<TAB>label), dev.tsv (empty) and test.tsv (index, sentence, label) into the folder GAD",
         layouts=(Layout("gad_tsv", _TSV),),
         splits={
             "ed238dd3c8d42d9ae18c584a2841dd53bb1975e0ab41429473ecc81fa8e1058c": "train",
             "bd5718724ccf06c3e5fc56f888f2002f277079685864eb7567e44cf6c47e7b81": "test",
+            "6ea2fe2053b80d7295063b0943f7c34bbcfa08cdf942ee0b482e985a93781c7d": "train (legacy polarity)",
+            "67db13e05be4ddde59682158c083646a75b5f681be567a1560722aa1495ed3e2": "test (legacy polarity)",
         },
         expected={"train": {"rows": 4796}, "test": {"rows": 534}},
     ),
