@@ -45,8 +45,14 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
 
     A pair has a row for each of its evaluated classes (those of the task), once; a class that is not evaluated is read
     as no relation, as in BLUE, and counted. Entities whose text is not at their offsets and relations that join no
-    chemical and gene of one sentence are dropped and counted. Sentences are those of `sentences`, not BLUE's (spaCy's):
-    the number of rows may differ. Ids are those of BLUE, `PMID.CHEMICAL.GENE`; the group is the PMID.
+    chemical and gene of one sentence are dropped and counted. Ids are those of BLUE, `PMID.CHEMICAL.GENE`; the group is
+    the PMID.
+
+    Where rows differ from those of BLUE's create_chemprot_bert.py: sentences are those of `sentences`, not of its
+    tokenizer, so that their number may differ; the text keeps its characters, which BLUE transliterates to ASCII (Greek
+    letters by name); names of markers as said at `mark`; the genes of a sentence and the classes of a pair come in the
+    order of the files, BLUE's with GENE-N before GENE-Y and the classes from the last to the first; a class named twice
+    for a pair is one row; the arguments of a relation may stand in either order; the type GENE is taken too.
 
     Raises:
       UserError: with the file: not one file of each kind in the folder, not UTF-8, texts of most entities not at their
@@ -68,6 +74,7 @@ def read_distribution(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
                     text[start:end],
                     (chemical.start - start, chemical.end - start, chemical.type),
                     (gene.start - start, gene.end - start, gene.type),
+                    both="CHEM-GENE",
                 )
                 id = f"{pmid}.{chemical.id}.{gene.id}"
                 for label in related.pop((pmid, frozenset((chemical.id, gene.id))), [negative]):

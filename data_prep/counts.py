@@ -13,8 +13,8 @@ NO_LABEL = "None"  # under which documents without a label are counted
 
 
 def gold_counts(task: Task, records: Sequence[Record]) -> dict[str, Any]:
-    """Returns what the gold answers hold: {"mentions": n}, {"labels": {label: rows}}, {"letters": {letter: rows}},
-    {"items": n}, or {} for free text."""
+    """Returns what the gold answers hold: {"mentions": n}, {"labels": {label: rows}}, with "positives" where one of
+    the labels is negative, {"letters": {letter: rows}}, {"items": n}, or {} for free text."""
     answers = [record.annotation[-1] for record in records]
     if task.kind == "ner":
         return {"mentions": sum(tag[0] == "B" for tags in answers for tag in tags)}
@@ -30,7 +30,9 @@ def gold_counts(task: Task, records: Sequence[Record]) -> dict[str, Any]:
             counts.update(labels or (NO_LABEL,))
         return {"labels": {label: counts[label] for label in (*task.labels, NO_LABEL)}}
     counts.update(answers)
-    return {"labels": {label: counts[label] for label in task.labels}}
+    negative = getattr(task, "negative", None)
+    positives = {"positives": len(answers) - counts[negative]} if negative else {}
+    return {"labels": {label: counts[label] for label in task.labels}, **positives}
 
 
 def group_count(records: Sequence[Record]) -> dict[str, int]:
@@ -43,7 +45,8 @@ def differences(expected: Mapping[str, int], found: Mapping[str, Any]) -> dict[s
     """Returns count -> {"expected", "found"} of the published counts that were not met.
 
     Args:
-      expected: `rows`, `mentions`, `items`, `documents`, or a label.
+      expected: `rows`, `mentions`, `items`, `documents`, `positives` (rows of other than the negative label),
+        or a label.
       found: the facts of a split, as `prepare` writes them; a count that is not among them is taken as 0.
     """
     named = {**found.get("labels", {}), **found.get("letters", {}), **found}

@@ -65,7 +65,7 @@ class Source:
       folder: name of its raw folder, where it is not the source's own (several sources may share one).
       category: what its rows ask for (QA, IE, GEN, other), for mixtures; a row's meta may say otherwise.
       splits: gold_sha256 -> name of the official split (train, validation, test).
-      expected: split -> count of what was published (`rows`, `mentions`), compared by `prepare`.
+      expected: split -> count of what was published (`rows`, `mentions`, `positives`), compared by `prepare`.
       wordings: instructions of a source that a user defined; those of the built-in ones are data_prep's.
       definition: what a user's source was made from (`definition.source_of`); None for a built-in one.
     """

@@ -146,3 +146,10 @@ def test_an_abstract_in_another_encoding_is_named(write):
     (folder / "chemprot_training_abstracts.tsv").write_bytes(b"7\tcaf\xe9\tx\n")
     with pytest.raises(UserError, match=r"abstracts\.tsv:1: not UTF-8"):
         read_distribution(folder, TASK)
+
+
+def test_overlapping_entities_are_one_marker_as_in_blue(write):
+    found = read_distribution(
+        write("entities", entity("T6", "GENE-Y", "FRN2"), entity("T6", "GENE-Y", "ossol", 1)), TASK
+    )
+    assert ("7.T2.T6", "@CHEM-GENE$ blocks FRN1 but not FRN2.") in {(r.id, r.annotation[0]) for r in found.records}

@@ -20,7 +20,7 @@ from medtune_jax.tasks.text import TextTask
         (
             LabelTask("relation", ("Treats", "None"), "None"),
             [("a", "Treats")],
-            {"labels": {"Treats": 1, "None": 0}},
+            {"labels": {"Treats": 1, "None": 0}, "positives": 1},
             "Treats 1, None 0",
         ),
         (
@@ -51,8 +51,8 @@ def test_documents_are_counted_where_they_are_known():
 
 
 def test_a_difference_names_the_count_that_was_expected_and_the_one_found():
-    facts = {"rows": 3, "labels": {"Treats": 1}}
-    assert differences({"rows": 3, "Treats": 1}, facts) == {}
+    facts = {"rows": 3, "labels": {"Treats": 1}, "positives": 1}
+    assert differences({"rows": 3, "Treats": 1, "positives": 1}, facts) == {}
     assert differences({"rows": 4, "Treats": 2, "documents": 5}, facts) == {
         "rows": {"expected": 4, "found": 3},
         "Treats": {"expected": 2, "found": 1},
