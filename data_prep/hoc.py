@@ -8,22 +8,10 @@ from pathlib import Path
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
+from medtune_jax.tasks.sources.classification import HALLMARKS
 
 _HEADER = "document_id\ttext\tlabels"
 _EXPECTED = "document_id<TAB>text<TAB>labels"
-# Names of the hallmarks in the corpus -> in the outputs of Llama2-MedTuned.
-HALLMARKS = {
-    "sustaining proliferative signaling": "Sustaining proliferative signaling (PS)",
-    "evading growth suppressors": "Evading growth suppressors (GS)",
-    "resisting cell death": "Resisting cell death (CD)",
-    "enabling replicative immortality": "Enabling replicative immortality (RI)",
-    "inducing angiogenesis": "Inducing angiogenesis (A)",
-    "activating invasion and metastasis": "Activating invasion & metastasis (IM)",
-    "genomic instability and mutation": "Genome instability & mutation (GI)",
-    "tumor promoting inflammation": "Tumor-promoting inflammation (TPI)",
-    "cellular energetics": "Deregulating cellular energetics (CE)",
-    "avoiding immune destruction": "Avoiding immune destruction (ID)",
-}
 _NONE = ("", "none")
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from medtune_jax.data_prep.hoc import HALLMARKS
+from medtune_jax.tasks.sources.classification import HALLMARKS
 
 _RELATION = (
     "Decide how the drug and the disease in the sentence are related. Answer with one of: {labels}.",

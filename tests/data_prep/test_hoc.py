@@ -2,9 +2,10 @@
 
 import pytest
 
-from medtune_jax.data_prep.hoc import HALLMARKS, read_hoc, read_hoc_documents
+from medtune_jax.data_prep.hoc import read_hoc, read_hoc_documents
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
+from medtune_jax.tasks.sources.classification import HALLMARKS
 
 TASK = get_source("hoc").task
 HEADER = "document_id\ttext\tlabels\n"
@@ -29,10 +30,6 @@ def path(tmp_path):
         return file
 
     return writer
-
-
-def test_hallmarks_are_written_in_the_order_and_spelling_of_the_task():
-    assert tuple(HALLMARKS.values()) == TASK.labels == get_source("hoc-document").task.labels
 
 
 def test_sentences_keep_their_quotation_marks_and_labels_come_in_the_order_of_the_task(path):

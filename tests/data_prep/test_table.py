@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep.hoc import HALLMARKS
 from medtune_jax.data_prep.native import Ask
 from medtune_jax.data_prep.readers import READERS
 from medtune_jax.data_prep.table import read_table
@@ -22,6 +21,7 @@ from medtune_jax.tasks.labels import LabelsTask
 from medtune_jax.tasks.ner import NerTask
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.source import Layout
+from medtune_jax.tasks.sources.classification import HALLMARKS
 from medtune_jax.tasks.text import TextTask
 
 RELATION = LabelTask("relation", ("Treats", "None"), negative="None")

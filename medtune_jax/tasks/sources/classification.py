@@ -10,18 +10,19 @@ NEGATIVE = "No Relations"  # as Llama2-MedTuned writes it
 _TSV = {"train": "train.tsv", "validation": "dev.tsv", "test": "test.tsv"}
 _BLUE = "BLUE benchmark, README of https://github.com/ncbi-nlp/BLUE_Benchmark"
 _MEDTUNED = "arXiv 2401.00579, Table 3"
-_HALLMARKS = (
-    "Sustaining proliferative signaling (PS)",
-    "Evading growth suppressors (GS)",
-    "Resisting cell death (CD)",
-    "Enabling replicative immortality (RI)",
-    "Inducing angiogenesis (A)",
-    "Activating invasion & metastasis (IM)",
-    "Genome instability & mutation (GI)",
-    "Tumor-promoting inflammation (TPI)",
-    "Deregulating cellular energetics (CE)",
-    "Avoiding immune destruction (ID)",
-)
+# Names of the hallmarks in the corpus -> in the outputs of Llama2-MedTuned.
+HALLMARKS = {
+    "sustaining proliferative signaling": "Sustaining proliferative signaling (PS)",
+    "evading growth suppressors": "Evading growth suppressors (GS)",
+    "resisting cell death": "Resisting cell death (CD)",
+    "enabling replicative immortality": "Enabling replicative immortality (RI)",
+    "inducing angiogenesis": "Inducing angiogenesis (A)",
+    "activating invasion and metastasis": "Activating invasion & metastasis (IM)",
+    "genomic instability and mutation": "Genome instability & mutation (GI)",
+    "tumor promoting inflammation": "Tumor-promoting inflammation (TPI)",
+    "cellular energetics": "Deregulating cellular energetics (CE)",
+    "avoiding immune destruction": "Avoiding immune destruction (ID)",
+}
 _HOC = (
     "https://www.cl.cam.ac.uk/~sb895/HoC.html (or https://github.com/sb895/Hallmarks-of-Cancer), split by document "
     "as bigbio/hallmarks_of_cancer does and written as train.tsv, dev.tsv and test.tsv with the header "
@@ -137,7 +138,7 @@ SOURCES = (
     ),
     Source(
         name="hoc",
-        task=LabelsTask(_HALLMARKS),
+        task=LabelsTask(tuple(HALLMARKS.values())),
         licence=_HOC_LICENCE,
         credentialed=False,
         description="Sentences of PubMed abstracts labelled with the hallmarks of cancer (Baker et al. 2016). "
@@ -154,7 +155,7 @@ SOURCES = (
     ),
     Source(
         name="hoc-document",
-        task=LabelsTask(_HALLMARKS),
+        task=LabelsTask(tuple(HALLMARKS.values())),
         licence=_HOC_LICENCE,
         credentialed=False,
         description="Hallmarks of cancer of whole PubMed abstracts: the sentences of `hoc` joined per document. "
