@@ -73,7 +73,7 @@ def test_nothing_and_none_are_the_empty_set_in_a_gold_answer(text):
         (f"{GROWTH}, Singing", (GROWTH,), ("unknown_label",)),
         ("(GE), (BS)", (GROWTH, SUGAR), ("abbreviation",)),
         ("Growing without end, repair", (GROWTH, REPAIR), ("name_only",)),
-        ("Wrong name (SS)", (SPREAD,), ("abbreviation", "extra_text")),
+        ("Another name (SS)", (SPREAD,), ("abbreviation", "extra_text")),
         ("None\n\nNo label fits.", (), ("trailing_text",)),
     ],
 )
