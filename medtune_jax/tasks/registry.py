@@ -6,6 +6,8 @@ the rows that `medtune prepare` renders from the files as distributed.
 
 from __future__ import annotations
 
+import re
+
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.source import Source
 from medtune_jax.tasks.sources import classification, generation, ner, questions, samples
@@ -14,8 +16,17 @@ SOURCES: dict[str, Source] = {
     source.name: source for module in (ner, classification, questions, generation, samples) for source in module.SOURCES
 }
 
+
+def _folded(name: str) -> str:
+    """Returns what tells names apart: letter case, white space, hyphens and underscores do not.
+
+    Whether rows are under agreement is asked by name, so that "Med NLI " must not be another corpus than MedNLI.
+    """
+    return re.sub(r"[\s_-]+", "", name).casefold()
+
+
 _BUILT_IN = frozenset(SOURCES)
-_BY_ANY_NAME = {name.casefold(): source for source in SOURCES.values() for name in (source.name, *source.aliases)}
+_BY_ANY_NAME = {_folded(name): source for source in SOURCES.values() for name in (source.name, *source.aliases)}
 
 
 def register(source: Source) -> None:
@@ -32,16 +43,16 @@ def register(source: Source) -> None:
         if known.name == source.name:
             del _BY_ANY_NAME[name]
     SOURCES[source.name] = source
-    _BY_ANY_NAME.update({name.casefold(): source for name in (source.name, *source.aliases)})
+    _BY_ANY_NAME.update({_folded(name): source for name in (source.name, *source.aliases)})
 
 
 def find_source(name: str) -> Source | None:
-    """Returns the source of this name or alias, in any case, or None."""
-    return _BY_ANY_NAME.get(name.casefold())
+    """Returns the source of this name or alias, or None; letter case, white space, "-" and "_" tell no names apart."""
+    return _BY_ANY_NAME.get(_folded(name))
 
 
 def get_source(name: str) -> Source:
-    """Returns the source of this name or alias, in any case.
+    """Returns the source of this name or alias, as `find_source` does.
 
     Raises:
       UserError: there is none; says which name is close, or all names.
@@ -59,7 +70,7 @@ def sources_named(name: str) -> list[Source]:
       UserError: there is none.
     """
     if find_source(name) is None:
-        sharing = [source for source in SOURCES.values() if source.folder.casefold() == name.casefold()]
+        sharing = [source for source in SOURCES.values() if source.folder and _folded(source.folder) == _folded(name)]
         if sharing:
             return sharing
     return [get_source(name)]

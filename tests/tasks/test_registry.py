@@ -1,13 +1,15 @@
 """The registry is consistent, and tells users what they may have meant."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
 from medtune_jax.data_prep.readers import READERS
 from medtune_jax.data_prep.wordings import WORDINGS
 from medtune_jax.errors import UserError
-from medtune_jax.tasks.registry import SOURCES, find_source, get_source
+from medtune_jax.tasks.registry import SOURCES, find_source, get_source, register
+from medtune_jax.tasks.rows import registered_name
 from medtune_jax.tasks.source import SPLITS, UNSTATED
 
 # The names of DESIGN.md, section 4; BioASQ is three sources in one folder.
@@ -44,9 +46,9 @@ def test_every_source_is_complete(name):
 
 def test_no_two_sources_share_a_name_or_an_official_split():
     names = [
-        name.casefold()
+        name
         for source in SOURCES.values()
-        for name in {source.name.casefold(), *map(str.casefold, source.aliases)}
+        for name in {re.sub(r"[\s_-]+", "", name).casefold() for name in (source.name, *source.aliases)}
     ]
     hashes = [gold for source in SOURCES.values() for gold in source.splits]
     assert len(names) == len(set(names)) and len(hashes) == len(set(hashes))
@@ -55,6 +57,19 @@ def test_no_two_sources_share_a_name_or_an_official_split():
 def test_aliases_and_case_find_a_source():
     assert get_source("ncbi") is get_source("ncbi-DISEASE") is SOURCES["NCBI-disease"]
     assert find_source("never") is None
+
+
+@pytest.mark.parametrize(
+    "name", ["MedNLI ", "Med-NLI", "med nli", "\tMED_NLI\n", "i2b2 2010", "i2b2_2012", "I2B2-2010"]
+)
+def test_white_space_and_separators_do_not_hide_a_corpus_under_agreement(name):
+    assert get_source(name).credentialed
+    assert registered_name(name) == get_source(name).name
+
+
+def test_a_users_source_cannot_take_a_built_in_name_by_its_separators():
+    with pytest.raises(UserError, match="is the built-in source MedNLI"):
+        register(replace(SOURCES["sample-nli"], name="Med_NLI", aliases=()))
 
 
 def test_an_unknown_source_is_answered_with_a_close_one():
