@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.data_prep.json_files import json_object, text_at
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.text import clean_text
@@ -29,11 +29,14 @@ def read_bioasq(path: Path, task: Task, ask: Ask = ANY, *, type: str) -> NativeF
       path: a file, or a folder with the files of several batches (`*.json`).
       type: yesno, factoid or list.
 
+    A question whose id stood in an earlier file or batch is dropped and counted: later files repeat earlier ones'.
+
     Raises:
       UserError: with the file and the question's id: a key missing, unknown type or label; with file and line: not
         JSON; with the file or folder: not UTF-8, no questions.
     """
     found = NativeFile()
+    ids: set[str] = set()
     files = sorted(path.glob("*.json")) if path.is_dir() else [path]
     for where, question in (pair for file in files for pair in _questions(file)):
         kind = text_at(question, "type", where, _EXPECTED)
@@ -51,13 +54,19 @@ def read_bioasq(path: Path, task: Task, ask: Ask = ANY, *, type: str) -> NativeF
         )
         annotation: tuple[str, Any]
         if type == "yesno":
-            annotation = (input, _label(answer, task, where))
+            label = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
+            annotation = (input, label_of(str(label).strip().rstrip("."), task.labels, where, "exact_answer"))
         else:
             items = _items(answer, where)
             if type == "factoid":
                 items = (tuple(dict.fromkeys(name for item in items for name in item)),)
             annotation = (input, (items,))
-        found.records.append(Record(annotation, id=text_at(question, "id", where, _EXPECTED)))
+        id = text_at(question, "id", where, _EXPECTED)
+        if id in ids:
+            found.dropped["a question that was there before"] += 1
+            continue
+        ids.add(id)
+        found.records.append(Record(annotation, id=id))
     if not found.records and not found.dropped:
         raise UserError(f"{path}: no questions in it; BioASQ's golden *.json files are expected.")
     return found
@@ -79,14 +88,6 @@ def _snippets(question: dict[str, Any], where: str) -> list[str]:
     if not isinstance(snippets, list) or not all(isinstance(snippet, dict) for snippet in snippets):
         raise UserError(f"{where}: 'snippets' is no list of objects with text; expected {_EXPECTED}.")
     return [" ".join(text_at(snippet, "text", where, "a snippet with text").split()) for snippet in snippets]
-
-
-def _label(answer: Any, task: Task, where: str) -> str:
-    text = answer[0] if isinstance(answer, list) and len(answer) == 1 else answer
-    folded = text.strip().rstrip(".").casefold() if isinstance(text, str) else str(text)
-    if folded not in task.labels:
-        raise UserError(f"{where}: exact_answer {answer!r}; expected {' or '.join(task.labels)}.")
-    return folded
 
 
 def _items(answer: Any, where: str) -> tuple[tuple[str, ...], ...]:

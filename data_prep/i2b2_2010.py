@@ -13,9 +13,18 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from medtune_jax.data_prep.indexed_tsv import blue_labels, label_of
+from medtune_jax.data_prep.indexed_tsv import blue_labels
 from medtune_jax.data_prep.markers import mark
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
+from medtune_jax.data_prep.native import (
+    ANY,
+    Ask,
+    NativeFile,
+    Record,
+    label_of,
+    not_empty,
+    numbered_lines,
+    with_negative,
+)
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 

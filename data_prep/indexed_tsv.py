@@ -3,12 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
-from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.data_prep.native import (
+    ANY,
+    Ask,
+    NativeFile,
+    Record,
+    label_of,
+    not_empty,
+    numbered_lines,
+    with_negative,
+)
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 
 _HEADERS = (("index", "sentence", "label"), ("sentence", "label"))
@@ -55,22 +64,6 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield Line(where, index, sentence, label.strip())
 
 
-def label_of(text: str, labels: Mapping[str, str], where: str) -> str:
-    """Returns what a label in a file, in any case, stands for.
-
-    Args:
-      labels: label in the file -> label of the task.
-      where: its file and line.
-
-    Raises:
-      UserError: it is none of them.
-    """
-    for known, label in labels.items():
-        if text.casefold() == known.casefold():
-            return label
-    raise UserError(f"{where}: unknown label '{text}'.{did_you_mean(text, labels)}")
-
-
 def blue_labels(task: Task) -> dict[str, str]:
     """Returns label in BLUE's files -> label of the task; `false` is the task's negative label."""
     _, negative = with_negative(task)
@@ -93,6 +86,18 @@ def read_blue(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     return not_empty(found, path, "index<TAB>sentence<TAB>label lines")
 
 
+def read_relation_tsv(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
+    """Returns (sentence, label) of every line.
+
+    Raises:
+      UserError: with file and line: as `read_lines`, or an unknown label; with the file: not UTF-8, no rows.
+    """
+    found = NativeFile()
+    for line in read_lines(path):
+        found.records.append(Record((line.sentence, label_of(line.label, task.labels, line.where)), id=line.index))
+    return not_empty(found, path, "sentence<TAB>label lines")
+
+
 def fields_of(line: str) -> list[str]:
     """Returns the fields of a line; one is unquoted only where the whole of it is quoted in csv's way."""
     fields = []
@@ -107,4 +112,4 @@ def fields_of(line: str) -> list[str]:
         at = match.end() + 1
 
 
-READERS = {"blue_tsv": read_blue}
+READERS = {"blue_tsv": read_blue, "relation_tsv": read_relation_tsv}

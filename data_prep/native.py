@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from medtune_jax.errors import UserError
+from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.classification import LabelTask
 from medtune_jax.tasks.rows import read_text
@@ -86,6 +86,24 @@ def not_empty(found: NativeFile, path: Path, expected: str) -> NativeFile:
     if not found.records:
         raise UserError(f"{path}: empty, no {expected} in it.")
     return found
+
+
+def label_of(text: str, labels: Mapping[str, str] | Sequence[str], where: str, what: str = "label") -> str:
+    """Returns what a label in a file, in any case, stands for.
+
+    Args:
+      labels: the task's labels, or label in the file -> label of the task.
+      where: its file and line.
+      what: what it is called there, for the error.
+
+    Raises:
+      UserError: it is none of them.
+    """
+    by_name = labels if isinstance(labels, Mapping) else {label: label for label in labels}
+    for name, label in by_name.items():
+        if text.strip().casefold() == name.casefold():
+            return label
+    raise UserError(f"{where}: unknown {what} '{text}'.{did_you_mean(text, by_name)}")
 
 
 def with_negative(task: Task) -> tuple[LabelTask, str]:

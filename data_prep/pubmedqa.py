@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.data_prep.json_files import json_object, text_at
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record
-from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 
 TEST_IDS = "test_ground_truth.json"
@@ -103,10 +103,7 @@ def _read(path: Path, task: Task, ask: Ask, with_context: bool) -> NativeFile:
 def _decision(article: Any, task: Task, where: str) -> str:
     if not isinstance(article, dict):
         raise UserError(f"{where}: an object with {_EXPECTED} is expected, found {type(article).__name__}.")
-    label = text_at(article, "final_decision", where, _EXPECTED)
-    if label not in task.labels:
-        raise UserError(f"{where}: unknown final_decision '{label}'.{did_you_mean(label, task.labels)}")
-    return label
+    return label_of(text_at(article, "final_decision", where, _EXPECTED), task.labels, where, "final_decision")
 
 
 READERS = {"pubmedqa": read_with_context, "pubmedqa_question": read_question_only}

@@ -15,7 +15,7 @@ from medtune_jax.data_prep import (
     i2b2_2012,
     indexed_tsv,
     instructions,
-    labelled,
+    nli,
     pubmedqa,
     table,
 )
@@ -26,8 +26,8 @@ from medtune_jax.tasks.source import Source
 
 READERS: dict[str, Reader] = {
     **conll.READERS,
-    **labelled.READERS,
     **indexed_tsv.READERS,
+    **nli.READERS,
     **gad.READERS,
     **hoc.READERS,
     **i2b2_2010.READERS,

@@ -15,7 +15,7 @@ from typing import Any, NoReturn
 from medtune_jax.data_prep.csv_files import csv_records
 from medtune_jax.data_prep.indexed_tsv import fields_of
 from medtune_jax.data_prep.json_files import json_objects
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of, not_empty, numbered_lines
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.definition import OPTION_LETTERS, ROW_COLUMNS
@@ -61,11 +61,8 @@ class _Line:
         spelled = _spelled(cell)
         if spelled is None:
             self.fail(f"{what} must be one value, found {type(cell).__name__}.")
-        by_name = {label.casefold(): label for label in known}
-        by_name |= {native.casefold(): label for native, label in self.layout.label_names.items()}
-        if spelled.casefold() not in by_name:
-            self.fail(f"unknown {what} '{spelled}'.{did_you_mean(spelled, (*known, *self.layout.label_names))}")
-        return by_name[spelled.casefold()]
+        own = {label: label for label in known if label not in self.layout.label_names}
+        return label_of(spelled, {**self.layout.label_names, **own}, self.where, what)
 
     def several(self, key: str, separator: str = "") -> list[Any]:
         """Returns the values of a cell that holds several; none where it is empty."""

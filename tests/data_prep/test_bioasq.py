@@ -64,16 +64,24 @@ def test_other_questions_and_missing_answers_are_counted(read):
 
 def test_a_folder_is_read_batch_by_batch_in_the_order_of_names(read, tmp_path):
     for name in ("b2.json", "b1.json"):
-        read("list", question("list", [name]), name=name)
+        read("list", question("list", [name], id=name), name=name)
     found = READERS["bioasq_list"](tmp_path, SOURCES["BioASQ-list"].task)
     assert [items for _, items in found.annotations] == [((("b1.json",),),), ((("b2.json",),),)]
+
+
+def test_a_question_of_two_batches_is_one_row_and_counted(read, tmp_path):
+    for name in ("b1.json", "b2.json"):
+        read("list", question("list", [name]), name=name)
+    found = READERS["bioasq_list"](tmp_path, SOURCES["BioASQ-list"].task)
+    assert [items for _, items in found.annotations] == [((("b1.json",),),)]
+    assert found.dropped == {"a question that was there before": 1}
 
 
 @pytest.mark.parametrize(
     ("item", "said"),
     [
-        (question("yesno", "maybe"), r"golden\.json, question yesno-1: exact_answer 'maybe'; expected yes or no"),
-        (question("yesno", {"a": 1}), r"question yesno-1: exact_answer {'a': 1}; expected yes or no"),
+        (question("yesno", "maybe"), r"golden\.json, question yesno-1: unknown exact_answer 'maybe'\. Known: no, yes"),
+        (question("yesno", {"a": 1}), r"question yesno-1: unknown exact_answer '{'a': 1}'"),
         (question("yesno", "yes", body=None), r"question yesno-1: no string 'body'; expected a question with id"),
         (question("yes-no", "yes"), r"question yes-no-1: unknown type 'yes-no'\. Did you mean 'yesno'"),
         (question("yesno", "yes", snippets=["x"]), r"question yesno-1: 'snippets' is no list of objects"),
