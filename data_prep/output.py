@@ -15,14 +15,45 @@ from medtune_jax.errors import UserError
 from medtune_jax.tasks.rows import Row, write_rows
 
 MANIFEST = "manifest.json"
+CARD = "README.md"
+_SHOWN = 5  # names of files in an error
 
 
 def check_replaceable(out: Path) -> None:
-    """Raises UserError where `out` is neither new, nor empty, nor what an earlier prepare wrote."""
-    if out.exists() and not out.is_dir():
-        raise UserError(f"--out={out} is a file; give a folder.")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise UserError(f"--out={out} holds other files and no {MANIFEST}; give a new folder.")
+    """Raises UserError where `out` is neither new, nor empty, nor what an earlier prepare wrote, or can never be made.
+
+    What is replaced is removed whole: so every file must be one that the manifest of an earlier prepare accounts for.
+    """
+    try:
+        if out.exists() and not out.is_dir():
+            raise UserError(f"--out={out} is a file; give a folder.")
+        strangers = _strangers(out) if out.exists() else []
+        above = next(folder for folder in Path(os.path.realpath(out)).parents if folder.exists())
+        if not (above.is_dir() and os.access(above, os.W_OK | os.X_OK)):
+            problem = "is not writable for you" if above.is_dir() else "is a file"
+            raise UserError(f"--out={out} cannot be made: {above} {problem}; give a folder elsewhere.")
+    except OSError as error:
+        raise UserError(f"--out={out} cannot be made: {error.strerror}; give a folder elsewhere.") from error
+    if strangers:
+        more = f" and {len(strangers) - _SHOWN} more" if len(strangers) > _SHOWN else ""
+        raise UserError(
+            f"--out={out} holds what `medtune prepare` did not write: {', '.join(strangers[:_SHOWN])}{more}; "
+            "give a new folder, or move this out of it."
+        )
+
+
+def _strangers(out: Path) -> list[str]:
+    """Returns the names of what no earlier prepare wrote, sorted; all where the manifest is none of ours."""
+    known = set()
+    if (out / MANIFEST).is_file():
+        try:
+            manifest = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):  # not UTF-8, not JSON, nested too deep
+            manifest = None
+        if isinstance(manifest, dict) and {"format", "wording_seed"} <= manifest.keys():
+            splits = manifest.get("splits")
+            known = {MANIFEST, CARD, *(f"{split}.parquet" for split in (splits if isinstance(splits, dict) else ()))}
+    return sorted(entry.name for entry in out.iterdir() if entry.name not in known or not entry.is_file())
 
 
 def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any], *, owner_only: bool) -> None:
@@ -34,10 +65,12 @@ def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any],
       owner_only: folder and files are the owner's alone (0700, 0600), from before their first byte. A folder that is
         replaced hands on its tighter mode in any case.
 
+    A link is followed: the folder that it points to is replaced, and the link stays.
+
     Raises:
-      UserError: it cannot be written.
+      UserError: it cannot be written, or `out` holds by now what no prepare wrote.
     """
-    out = Path(os.path.abspath(out))
+    named, out = out, Path(os.path.realpath(out))
     spool = out.with_name(f".{out.name}.partial-{os.getpid()}")
     old = out.with_name(f".{out.name}.old-{os.getpid()}")
     try:
@@ -52,12 +85,15 @@ def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any],
             write_rows(_created(spool / f"{split}.parquet", mode), found)
         text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
         _created(spool / MANIFEST, mode).write_text(text, encoding="utf-8", newline="\n")
-        _created(spool / "README.md", mode).write_text(card.render(manifest), encoding="utf-8", newline="\n")
+        _created(spool / CARD, mode).write_text(card.render(manifest), encoding="utf-8", newline="\n")
+        check_replaceable(named)  # again: it may have been filled since
         if out.exists():
             out.rename(old)
         spool.rename(out)
     except OSError as error:
-        raise UserError(f"--out={out} cannot be written: {error.strerror}.") from error
+        raise UserError(
+            f"--out={named} cannot be written: {error.strerror}. Give a folder where you may write and that has room."
+        ) from error
     finally:
         if old.exists() and not out.exists():
             old.rename(out)

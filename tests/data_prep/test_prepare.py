@@ -276,7 +276,7 @@ def test_an_earlier_result_is_replaced_and_anything_else_is_left_alone(raw, tmp_
     first = contents(out)
     prepare(out, raw_dir=raw, sources=["sample-nli"])
     assert sorted(contents(out)) == ["README.md", "manifest.json", "train.parquet"] and contents(out) != first
-    with pytest.raises(UserError, match=r"holds other files and no manifest\.json"):
+    with pytest.raises(UserError, match=r"raw holds what `medtune prepare` did not write: NCBI-disease, "):
         prepare(raw, raw_dir=raw)
     with pytest.raises(UserError, match="is a file; give a folder"):
         prepare(raw / "NCBI-disease" / "train.tsv", raw_dir=raw)
