@@ -90,9 +90,7 @@ def json_object(path: Path) -> dict[str, Any]:
 
 
 def text_at(record: Mapping[str, Any], key: str, where: str, expected: str) -> str:
-    """Returns the string under `key`, its line ends LF and no white space at its edges.
-
-    Halves of surrogate pairs, which JSON can write and UTF-8 cannot, become U+FFFD.
+    """Returns the string under `key`, `whole`, its line ends LF and no white space at its edges.
 
     Args:
       where: the record's place, for the error.
@@ -104,7 +102,12 @@ def text_at(record: Mapping[str, Any], key: str, where: str, expected: str) -> s
     value = record.get(key)
     if not isinstance(value, str):
         raise UserError(f"{where}: no string '{key}'; expected {expected}.")
-    return clean_text(_LONE_SURROGATE.sub("\ufffd", value))
+    return clean_text(whole(value))
+
+
+def whole(text: str) -> str:
+    """Returns the text with halves of surrogate pairs, which JSON can write and UTF-8 cannot, as U+FFFD."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def _end_of_space(text: str, at: int) -> int:

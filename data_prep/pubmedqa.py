@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep.json_files import json_object, text_at
+from medtune_jax.data_prep.json_files import json_object, text_at, whole
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
@@ -21,8 +21,9 @@ _LABELS = ("yes", "no", "maybe")  # in the script's order: one generator serves 
 def read_with_context(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     """Returns (abstract without its conclusion, then the question; label) of the split's articles.
 
-    The input is lm-evaluation-harness's: `Abstract: ` with the paragraphs on lines of their own, without the section
-    labels, then `Question: `.
+    The input is the prompt of lm-evaluation-harness's task pubmedqa less its last line "Answer:" (the answer's place
+    is the template's here): `Abstract: `, the CONTEXTS joined by line feeds as they are, without the section labels,
+    then `Question: ` on a line of its own.
 
     Raises:
       UserError: with the file and the PMID: a key missing, unknown label; with the file: not JSON, not UTF-8, not the
@@ -94,7 +95,7 @@ def _read(path: Path, task: Task, ask: Ask, with_context: bool) -> NativeFile:
             contexts = article.get("CONTEXTS")
             if not isinstance(contexts, list) or not all(isinstance(context, str) for context in contexts):
                 raise UserError(f"{where}: no list of strings 'CONTEXTS'; expected {_EXPECTED}.")
-            abstract = "\n".join(" ".join(context.split()) for context in contexts)
+            abstract = whole("\n".join(contexts))
             input = f"Abstract: {abstract}\nQuestion: {input}"
         found.records.append(Record((input, decisions[pmid]), id=pmid, group=pmid))
     return found

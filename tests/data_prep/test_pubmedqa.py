@@ -24,7 +24,7 @@ def files(tmp_path):
         articles = {
             pmid: {
                 "QUESTION": f"Is {pmid} so?",
-                "CONTEXTS": ["First\npart.", "Second."],
+                "CONTEXTS": ["First\npart.  So.", "Second."],
                 "LABELS": ["AIM", "RESULTS"],
                 "LONG_ANSWER": "Indeed it is.",
                 "final_decision": label,
@@ -51,10 +51,10 @@ def test_the_split_halves_and_folds_label_by_label_and_loses_nothing():
     assert official_split(DECISIONS) == split
 
 
-def test_the_abstract_comes_without_its_conclusion(files):
+def test_the_abstract_comes_as_it_is_without_its_conclusion(files):
     record = read(files()).records[0]
     pmid = record.id
-    assert record.annotation == (f"Abstract: First part.\nSecond.\nQuestion: Is {pmid} so?", DECISIONS[pmid])
+    assert record.annotation == (f"Abstract: First\npart.  So.\nSecond.\nQuestion: Is {pmid} so?", DECISIONS[pmid])
     assert record.group == pmid
 
 

@@ -102,6 +102,15 @@ def test_pubmedqa_inputs_do_not_hold_the_conclusion(records, shared_data):
     assert len(ids) == len({*ids}) == 1000 and {*ids} == {*articles}
 
 
+def test_pubmedqa_inputs_are_the_harness_prompt_less_its_last_line(records, shared_data):
+    """Its doc_to_text, as in lm_eval/tasks/pubmedqa/preprocess_pubmedqa.py."""
+    articles = json.loads((shared_data / "raw" / "PubMedQA" / "ori_pqal.json").read_text())
+    for record in (record for found in records["PubMedQA"].values() for record in found):
+        article = articles[record.id]
+        contexts = "\n".join(article["CONTEXTS"])
+        assert f"{record.annotation[0]}\nAnswer:" == f"Abstract: {contexts}\nQuestion: {article['QUESTION']}\nAnswer:"
+
+
 def test_fold_0_of_pubmedqa_begins_as_the_official_script_wrote_it(records):
     """As in the data/pqal_fold0/dev_set.json that realhenrycheng/AITA_Coursework_Team11 keeps on GitHub."""
     found = [record.id for record in records["PubMedQA"][0, "validation"]]

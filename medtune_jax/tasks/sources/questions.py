@@ -100,14 +100,14 @@ SOURCES: tuple[Source, ...] = (
         licence="MIT",
         credentialed=False,
         description="Research questions answered yes, no or maybe from an abstract without its conclusion (Jin et al. "
-        f"2019). The input is lm-evaluation-harness's, without section labels. {_PUBMEDQA_SPLITS}",
+        f"2019). The input is lm-evaluation-harness's prompt less its last line, 'Answer:'. {_PUBMEDQA_SPLITS}",
         where=_PUBMEDQA_WHERE,
         category="QA",
         layouts=_pubmedqa("pubmedqa"),
         splits={
-            "0580c48fb4bfdcb593f49e78c54014e6597ca3e717ab856e505bf72c89b403ff": "train",
-            "2c6770e34f57337c46ad579a2311ddcc59b8d24008c9a8a7ba1326db7137c04f": "validation",
-            "b5a7a95e0950f2c39b710ba50973c7f80ef3c695891698a6685523b93ef0c3b0": "test",
+            "ffcdf414f4e02bb591aed4f2dbc0e19cd7633d8f675ae7fdbb3803fb9d53c499": "train",
+            "0bd09bee3afa0d7d1cd9520af932720f8170fe144a50424c75dd4a9d5e896cf3": "validation",
+            "f1d8b34713248700953499e64a32108fcc20a5d8a0a7bea000d7aa85020adb4e": "test",
         },
         expected=_PUBMEDQA_EXPECTED,
         aliases=("pubmed_qa", "PQA-L"),
