@@ -38,7 +38,8 @@ def compare(paths: Sequence[str | Path], *, resamples: int = bootstrap.RESAMPLES
     Returns:
       {"protocol", "bootstrap", "runs": [{name, path, model}], "sources": {name: {task, metric, split, gold_sha256, n,
       groups, metrics: {metric: [{value, ci95} per run, from the second on with difference, difference_ci95 and p]},
-      documents: {n, metrics} where all runs have them, else null, crashes: {run name: how its script stopped} under a
+      documents: {n, metrics} where all runs have them, else null, documents_left_out: why they are not compared though
+      a run has them, else "", crashes: {run name: how its script stopped} under a
       legacy protocol}}, "not_in_all": {source: [run names]}}. A metric that not all runs have is left out.
 
     Raises:
@@ -91,6 +92,7 @@ def _compare_source(name: str, runs: Sequence[Run], resamples: int, seed: int) -
     for run, table, entry in zip(runs, tables, entries, strict=True):
         _check(table, task, entry, f"{run.path}: rows.parquet beside it does not give its figures for {name}.")
     first = entries[0]
+    documents, left_out = _compare_documents(name, runs, entries, task, resamples, seed)
     crashes = {
         run.name: entry["legacy"]["crash"] for run, entry in zip(runs, entries, strict=True) if "legacy" in entry
     }
@@ -98,22 +100,29 @@ def _compare_source(name: str, runs: Sequence[Run], resamples: int, seed: int) -
         **{key: first[key] for key in ("task", "metric", "split", "gold_sha256", "n")},
         "groups": len(set(groups) - {""}) or None,
         "metrics": _side_by_side(tables, task, resamples, seed),
-        "documents": _compare_documents(name, runs, entries, task, resamples, seed),
+        "documents": documents,
+        "documents_left_out": left_out,
         "crashes": {run: crash for run, crash in crashes.items() if crash},
     }
 
 
 def _compare_documents(
     name: str, runs: Sequence[Run], entries: Sequence[Mapping[str, Any]], task: Task, resamples: int, seed: int
-) -> dict[str, Any] | None:
-    """Returns {"n", "metrics"} where all runs have the same documents, else None."""
+) -> tuple[dict[str, Any] | None, str]:
+    """Returns ({"n", "metrics"}, "") where all runs have documents, else (None, why where a run has them, else "").
+
+    Runs that have them have the same ones: their gold rows are the same in the same order, and so are their groups.
+    """
     tables = [run.documents[name] for run in runs if name in run.documents]
-    if len(tables) < len(runs) or any(table.rows != tables[0].rows for table in tables):
-        return None
+    if not tables:
+        return None, ""
+    if len(tables) < len(runs):
+        without = ", ".join(run.name for run in runs if name not in run.documents)
+        return None, f"not scored by document: {without}, whose predictions carry no `group`"
     for run, table, entry in zip(runs, tables, entries, strict=True):
         said = f"{run.path}: rows.parquet beside it does not give its figures for the documents of {name}."
         _check(table, task, entry["documents"], said)
-    return {"n": len(tables[0].rows), "metrics": _side_by_side(tables, task, resamples, seed)}
+    return {"n": len(tables[0].rows), "metrics": _side_by_side(tables, task, resamples, seed)}, ""
 
 
 def _side_by_side(tables: Sequence[Table], task: Task, resamples: int, seed: int) -> dict[str, list[dict[str, Any]]]:

@@ -62,7 +62,8 @@ def console(comparison: Comparison) -> str:
             figures = entry["metrics"][entry["metric"]]
             rows.append((f"  {name}", f"{entry['n']:,}", entry["metric"], *_texts(figures)))
     text = aligned(rows, left=(0, 2))
-    text += [f"{name}: {crash}" for name, entry in comparison["sources"].items() if (crash := _crashes(entry))]
+    for name, entry in comparison["sources"].items():
+        text += [f"{name}: {said}" for said in (_left_out(entry), _crashes(entry)) if said]
     text += [
         f"not compared: {name}, missing in {', '.join(_without(comparison, of))}"
         for name, of in comparison["not_in_all"].items()
@@ -178,7 +179,11 @@ def _about(entry: Entry) -> str:
     documents = f", {entry['documents']['n']:,} documents" if entry["documents"] else ""
     rows = f"{entry['n']:,} rows{documents}, {say.split_text(entry)}"
     text = f"{rows}; resampled by {unit}; gold {entry['gold_sha256'][:12]}."
-    return " ".join(part for part in (text, _crashes(entry)) if part)
+    return " ".join(part for part in (text, _left_out(entry), _crashes(entry)) if part)
+
+
+def _left_out(entry: Entry) -> str:
+    return f"Documents are not compared ({entry['documents_left_out']})." if entry["documents_left_out"] else ""
 
 
 def _crashes(entry: Entry) -> str:

@@ -7,7 +7,7 @@ import pytest
 from evaluate_samples import NER, perfect, prediction
 
 from medtune_jax.evaluate.compare import compare
-from medtune_jax.evaluate.compare_report import markdown
+from medtune_jax.evaluate.compare_report import console, markdown
 from medtune_jax.evaluate.score import score, write_scores
 from medtune_jax.evaluate.table import read_tables
 from medtune_jax.tasks.registry import get_source
@@ -102,3 +102,25 @@ def test_documents_are_compared(tmp_path):
     second = comparison["sources"][HOC]["documents"]["metrics"]["accuracy"][1]
     assert (second["difference"], comparison["sources"][HOC]["documents"]["n"]) == (-1.0, 6)
     assert "document_micro_f1" in markdown(comparison).replace("\\", "")
+
+
+def test_a_run_over_several_sources_is_compared_by_document_with_one_over_this_source_alone(tmp_path):
+    rows = _rows({"one": [((A,), A), ((B,), B)], "two": [((C,), "None")]})
+    moved = [replace(one, row=one.row + 5) for one in rows]
+    write_scores(tmp_path / "all", score([*perfect(NER), *moved], **FEW))
+    write_scores(tmp_path / "one", score(rows, **FEW))
+    found = compare([tmp_path / "all", tmp_path / "one"])["sources"][HOC]
+    assert found["documents"]["n"] == 2 and found["documents_left_out"] == ""
+    assert found["documents"]["metrics"]["accuracy"][1]["difference"] == 0.0
+
+
+def test_it_is_said_why_documents_are_not_compared(tmp_path):
+    rows = _rows({"one": [((A,), A), ((B,), B)], "two": [((C,), "None")]})
+    write_scores(tmp_path / "a", score(rows, **FEW))
+    write_scores(tmp_path / "b", score([replace(one, group="") for one in rows], **FEW))
+    comparison = compare([tmp_path / "a", tmp_path / "b"])
+    found = comparison["sources"][HOC]
+    assert found["documents"] is None
+    assert found["documents_left_out"] == "not scored by document: b, whose predictions carry no `group`"
+    assert "Documents are not compared (not scored by document: b" in markdown(comparison)
+    assert f"{HOC}: Documents are not compared" in console(comparison)

@@ -11,7 +11,7 @@ from medtune_jax.cli import main
 from medtune_jax.errors import UserError
 from medtune_jax.evaluate.compare import compare
 from medtune_jax.evaluate.score import check_rows, score, score_file
-from medtune_jax.tasks.registry import _BY_ANY_NAME, SOURCES, get_source
+from medtune_jax.tasks.registry import _BY_ANY_NAME, SOURCES, _folded, get_source
 from medtune_jax.tasks.rows import Row
 
 FEW = {"resamples": 5}
@@ -42,7 +42,7 @@ def no_source_of_mine():
     """Forgets the user's source after the test."""
     yield
     SOURCES.pop(MINE, None)
-    _BY_ANY_NAME.pop(MINE, None)
+    _BY_ANY_NAME.pop(_folded(MINE), None)
 
 
 def _mine():
@@ -111,10 +111,10 @@ def test_a_source_defined_beside_the_predictions_is_scored_and_compared(tmp_path
     entry = json.loads((folder / "scores.json").read_bytes())["sources"][MINE]
     assert (entry["metrics"]["accuracy"], entry["definition"]["name"]) == (0.5, MINE)
     SOURCES.pop(MINE)
-    _BY_ANY_NAME.pop(MINE)
+    _BY_ANY_NAME.pop(_folded(MINE))
     assert compare([folder, folder])["sources"][MINE]["n"] == 2
     SOURCES.pop(MINE)
-    _BY_ANY_NAME.pop(MINE)
+    _BY_ANY_NAME.pop(_folded(MINE))
     (folder / "provenance.json").write_text(json.dumps({"source_definitions": {MINE: entry["definition"]}}))
     assert score_file(folder, folder).document["sources"][MINE]["metrics"]["accuracy"] == 0.5
 
