@@ -35,8 +35,8 @@ _FACTOID = (
     "Answer the question from the passages with a JSON list of names, the likeliest first, five at most.",
     "Which entity does the question ask for? Return a JSON array of strings, best candidate at the front, no more than "
     "five.",
-    "Find the fact that is asked for. Write your candidates as a JSON list of strings in order of confidence (up to "
-    'five), for example ["BRCA1"].',
+    "Find the fact that is asked for. Write your candidates in order of confidence, up to five, each in double quotes, "
+    "between the square brackets of one JSON list.",
     "The question at the end has a short answer. Give it as a JSON list of one to five strings, ranked.",
     "From the excerpts, name what the question wants. Output format: a JSON list of up to five strings, most probable "
     "first.",
@@ -44,15 +44,16 @@ _FACTOID = (
 _LIST = (
     "Collect everything the question asks for into a JSON list of strings.",
     "The question wants several items. Return them all as a JSON array, one string per item.",
-    'Read the passages and enumerate the answers to the last line as a JSON list, such as ["aspirin", "heparin"].',
+    "Read the passages and enumerate the answers to the last line as a JSON list: square brackets around them, each in "
+    "double quotes, commas between them.",
     "List each entity that answers the question, once, in JSON: an array of strings.",
     "Gather the complete set of answers from the excerpts and write it as a JSON list of short strings.",
 )
 _MEDICATION_STATUS = (
     "Sort the medications of the note by status. Return a JSON object with the keys active, discontinued and neither, "
     "each a list of names.",
-    "Which drugs does the patient take, which were stopped, and which are only mentioned? Answer as JSON: "
-    '{"active": [..], "discontinued": [..], "neither": [..]}.',
+    "Which drugs does the patient take, which were stopped, and which are only mentioned? Answer with one JSON object: "
+    "under each of its keys, active, discontinued, neither, stands a list of strings, empty where there is none.",
     "Extract every medication from the snippet into one of three lists, active, discontinued or neither, of a JSON "
     "object.",
     "Read the clinical text and write a JSON object that gives, under active, discontinued and neither, the drug names "
@@ -63,7 +64,8 @@ _MEDICATION_STATUS = (
 _COREFERENCE = (
     "What does the pronoun on the last line refer to? Write the noun phrase as a JSON list with one string.",
     "Resolve the pronoun: find its antecedent in the note and return it in a JSON list of one string.",
-    'Name the thing or person that the given pronoun stands for, copied from the text into JSON: ["the patient"].',
+    "Name the thing or person that the given pronoun stands for, copied from the text: one string in double quotes, in "
+    "the square brackets of a JSON list.",
     "A clinical snippet is followed by one of its pronouns. Give the phrase it points back to, as a JSON array holding "
     "a single string.",
     "Identify the antecedent of the pronoun named at the end. Output: a JSON list containing that phrase only.",

@@ -30,5 +30,5 @@ def test_wordings_name_every_label_as_it_is_written(name):
 def test_wordings_of_entity_corpora_give_the_form_of_a_line_and_name_every_type(name):
     task = SOURCES[name].task
     for wording in WORDINGS[name]:
-        assert "token" in wording and re.search(r"\b(O|BIO)\b", wording)
+        assert "`token : TAG`" in wording and re.search(r"\b(O|BIO)\b", wording)
         assert all(label in wording for label in task.labels)

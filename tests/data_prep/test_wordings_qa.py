@@ -28,3 +28,9 @@ def test_every_label_is_named_as_it_is_written(name, wording):
 def test_extraction_asks_for_json_and_names_its_fields(name, wording):
     assert "JSON" in wording and all(field in wording for field in task(name).fields)
     assert ("five" in wording) == task(name).ranked
+
+
+@pytest.mark.parametrize(("name", "wording"), of_kind("extract") + of_kind("choice"))
+def test_a_wording_that_is_echoed_is_no_answer(name, wording):
+    input = {"choice": "Which?\nA. measles\nB. mumps"}.get(task(name).kind, "A text.")
+    assert task(name).parse(wording, input).annotation is None
