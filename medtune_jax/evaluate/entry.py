@@ -13,11 +13,11 @@ from medtune_jax.errors import UserError
 from medtune_jax.evaluate import bootstrap, loglikelihood
 from medtune_jax.evaluate.legacy import LegacyTask
 from medtune_jax.evaluate.predictions import Prediction
-from medtune_jax.evaluate.protocols import Protocol, protocol_of
+from medtune_jax.evaluate.protocols import Protocol
 from medtune_jax.evaluate.table import Table, matrix
 from medtune_jax.tasks.base import Parsed, Task
 from medtune_jax.tasks.rows import Row, gold_sha256
-from medtune_jax.tasks.source import Source
+from medtune_jax.tasks.source import UNSTATED, Published, Source
 
 LOG = logging.getLogger(__name__)
 TOO_LONG = "prompt_too_long"
@@ -88,7 +88,7 @@ def score_source(
             "kinds": dict(sorted(kinds.items())),
         },
         "finish_reasons": dict(sorted(Counter(one.finish_reason or "unknown" for one in predictions).items())),
-        "published": _published(source, split, protocol),
+        "published": _published(source, split, len(predictions), protocol),
         "baselines": _baselines(task, predictions, golds, train, resamples, seed),
     }
     if legacy is not None:
@@ -201,18 +201,33 @@ def _figures(task: Task, table: Table, resamples: int, seed: int) -> dict[str, A
     }
 
 
-def _published(source: Source, split: str | None, protocol: Protocol) -> list[dict[str, Any]]:
+def _published(source: Source, split: str | None, n: int, protocol: Protocol) -> list[dict[str, Any]]:
     """Returns the published figures, each with whether it is of these rows, a development set and this scorer."""
     return [
         {
             **asdict(figure),
-            "rows": "same rows" if split is not None and figure.split == split else "other rows",
+            "rows": _rows_of(figure, source, split),
+            "same_n": figure.n == n,
             "development": figure.split == "validation",
-            "protocol": (by := protocol_of(figure)),
-            "scorer": "not stated" if not by else "same scorer" if by == protocol else "other scorer",
+            "scorer": _scorer_of(figure, protocol),
         }
         for figure in source.published
     ]
+
+
+def _scorer_of(figure: Published, protocol: Protocol) -> str:
+    if not figure.protocol:
+        return "not stated"
+    return "same scorer" if figure.protocol == protocol else "other scorer"
+
+
+def _rows_of(figure: Published, source: Source, split: str | None) -> str:
+    """Returns whether a figure is of the scored rows, which are the official `split` (None: of no known hash)."""
+    if figure.split == UNSTATED:
+        return "rows not stated"
+    if split is None and figure.split not in source.splits.values():
+        return "rows not verified"  # the registry knows no hash of that split
+    return "same rows" if figure.split == split else "other rows"
 
 
 def _baselines(

@@ -93,8 +93,8 @@ def _family(family: str, entries: Mapping[str, Entry], anchors: Mapping[str, str
     said = []
     if published:
         said.append(
-            "Published figures in parentheses are not comparable with ours: other rows, another scorer or another "
-            "metric. Where each stands is said in its source's section."
+            "Published figures in parentheses are not comparable with ours: other rows or rows that are not verified, "
+            "another scorer or another metric. Where each stands is said in its source's section."
         )
         said.append(say.development_note(entries))
     else:
@@ -183,7 +183,7 @@ def _published_table(name: str, entry: Entry) -> str:
             parts.cell(figure["metric"], "text"),
             parts.cell(say.published_text(figure, entry["metric"])),
             parts.cell(say.rows_text(figure), "text wrap"),
-            parts.cell(figure["scorer"], "text"),
+            parts.cell(say.scorer_text(figure), "text"),
             parts.cell(figure["cited"], "text wrap"),
         )
         for figure in entry["published"]

@@ -8,7 +8,7 @@ from medtune_jax.evaluate import legacy
 from medtune_jax.evaluate.legacy import LegacyNer, LegacyNli, LegacyTask
 from medtune_jax.evaluate.legacy_relation import NEGATIVE, LegacyRelation
 from medtune_jax.tasks.base import Task
-from medtune_jax.tasks.source import Published, Source
+from medtune_jax.tasks.source import Source
 
 Protocol = Literal["aligned", "legacy_medtuned"]
 PROTOCOLS: tuple[Protocol, ...] = ("aligned", legacy.PROTOCOL)
@@ -31,13 +31,3 @@ def _legacy(task: Task) -> LegacyTask | None:
     if task.kind == "relation" and NEGATIVE in task.labels:
         return LegacyRelation(task)
     return None
-
-
-def protocol_of(figure: Published) -> str:
-    """Returns the protocol that a published figure was computed by, "" where that is not known.
-
-    The Llama2 rows of the MedTuned paper come from its authors' scripts; that these are the ones of their repository is
-    our inference. Nothing is known of the other rows' scorers.
-    """
-    ours = figure.model.startswith("Llama2") and "2401.00579" in figure.cited
-    return legacy.PROTOCOL if ours else ""

@@ -31,7 +31,10 @@ def markdown(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], r
     for family, entries in say.families(document["sources"]).items():
         parts += [f"## {family}", family_table(entries)]
         if any(entry["published"] for entry in entries.values()):
-            parts.append("Published figures in parentheses are not comparable: other rows, scorer or metric.")
+            parts.append(
+                "Published figures in parentheses are not comparable: other rows or rows that are not verified, another "
+                "scorer or metric."
+            )
         parts.append(plain(say.development_note(entries)))
     own = say.by_source(errors)
     for name, entry in document["sources"].items():
@@ -95,7 +98,7 @@ def _source(name: str, entry: Entry) -> list[str]:
             [figure["model"], figure["metric"], say.published_text(figure, entry["metric"]), say.rows_text(figure)]
             for figure in entry["published"]
         ]
-        rows = [[*row, of["scorer"], of["cited"]] for row, of in zip(rows, entry["published"], strict=True)]
+        rows = [[*row, say.scorer_text(of), of["cited"]] for row, of in zip(rows, entry["published"], strict=True)]
         parts.append(markdown_table(["published", "metric", "value", "rows", "scorer", "cited"], rows))
     return parts
 

@@ -216,11 +216,9 @@ def comparable(figure: Mapping[str, Any], metric: str) -> bool:
 def marks(figure: Mapping[str, Any], metric: str) -> list[str]:
     """Returns what keeps a published figure apart from ours: its metric, its rows, its scorer."""
     found = [] if figure["metric"] == metric else [figure["metric"]]
-    if figure["rows"] != "same rows" and figure["split"] == UNSTATED:
-        found.append("rows unstated")
-    else:
-        found += [] if figure["rows"] == "same rows" or figure["development"] else ["other rows"]
-        found += ["development set"] if figure["development"] else []
+    if figure["rows"] != "same rows" and not (figure["rows"] == "other rows" and figure["development"]):
+        found.append(figure["rows"])
+    found += ["development set"] if figure["development"] else []
     scorer = {"other scorer": "other scorer", "not stated": "scorer unstated"}.get(figure["scorer"])
     return found + ([scorer] if scorer else [])
 
@@ -233,23 +231,39 @@ def published_text(figure: Mapping[str, Any], metric: str) -> str:
 
 def rows_text(figure: Mapping[str, Any]) -> str:
     """Returns "validation split, 923 rows; other rows" and the like."""
-    split = "rows not stated" if figure["split"] == UNSTATED else f"{figure['split']} split"
+    if figure["split"] == UNSTATED:
+        return "rows not stated"
     count = f", {figure['n']:,} rows" if figure["n"] else ""
-    return f"{split}{count}; {figure['rows']}"
+    text = f"{figure['split']} split{' (inferred)' if figure['inferred'] else ''}{count}; {figure['rows']}"
+    if figure["rows"] == "rows not verified" and figure["n"]:
+        text += f", {'as many as ours' if figure['same_n'] else 'not as many as ours'}"
+    return text
+
+
+def scorer_text(figure: Mapping[str, Any]) -> str:
+    """Returns "same scorer", "other scorer (inferred)" and the like."""
+    return f"{figure['scorer']}{' (inferred)' if figure['inferred'] and figure['protocol'] else ''}"
 
 
 def development_note(entries: Mapping[str, Entry]) -> str:
-    """Returns one sentence on the published figures that were computed on development sets, "" where none was."""
-    models: dict[str, list[str]] = {}
-    for name, entry in entries.items():
-        for figure in entry["published"]:
-            if figure["development"]:
-                models.setdefault(figure["model"], []).append(f"{name} ({figure['n']:,} rows)")
-    joined: dict[str, list[str]] = {}
-    for model, names in models.items():
-        joined.setdefault(", ".join(names), []).append(model)
-    said = "; ".join(f"{' and '.join(of)} on {names}" for names, of in joined.items())
-    return f"Computed on development sets, not on test rows: {said}." if said else ""
+    """Returns a sentence on the published figures that were computed on development sets, "" where none was.
+
+    Those of which this is inferred are named in a sentence of their own.
+    """
+    notes = []
+    for inferred, how in ((False, ""), (True, ", as inferred from the authors' evaluation rows")):
+        models: dict[str, list[str]] = {}
+        for name, entry in entries.items():
+            for figure in entry["published"]:
+                if figure["development"] and figure["inferred"] == inferred:
+                    count = f" ({figure['n']:,} rows)" if figure["n"] else ""
+                    models.setdefault(figure["model"], []).append(f"{name}{count}")
+        joined: dict[str, list[str]] = {}
+        for model, names in models.items():
+            joined.setdefault(", ".join(names), []).append(model)
+        said = "; ".join(f"{' and '.join(of)} on {names}" for names, of in joined.items())
+        notes += [f"Computed on development sets, not on test rows{how}: {said}."] if said else []
+    return " ".join(notes)
 
 
 def split_text(entry: Entry) -> str:

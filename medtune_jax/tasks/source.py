@@ -21,6 +21,8 @@ class Published:
       split: the official split it was computed on as far as is known, else `unstated`.
       n: rows of that split; 0 where unstated.
       cited: where the figure stands, and what is known of its rows and scoring.
+      protocol: the protocol of evaluate/protocols.py that it was computed by; "" where that is not known.
+      inferred: whether split and protocol are our inference (`cited` says from what), not what its authors state.
     """
 
     model: str
@@ -29,6 +31,8 @@ class Published:
     split: str
     n: int
     cited: str
+    protocol: str = ""
+    inferred: bool = False
 
 
 @dataclass(frozen=True)

@@ -93,7 +93,25 @@ def test_a_published_figure_says_its_rows_split_and_scorer():
         published = score(rows, protocol=protocol, **FEW).document["sources"]["NCBI-disease"]["published"]
         said = {one["model"]: (one["rows"], one["split"], one["development"], one["scorer"]) for one in published}
         assert said["Llama2-MedTuned-7b"] == ("other rows", "validation", True, scorer)
-        assert said["BioBERT-v1.1"] == ("other rows", "unstated", False, "not stated")
+        assert said["BioBERT-v1.1"] == ("rows not stated", "unstated", False, "not stated")
+
+
+def test_figures_of_a_split_without_a_known_hash_are_of_rows_not_verified():
+    rows = [replace(perfect(NLI)[0], source="MedNLI")]
+    published = score(rows, **FEW).document["sources"]["MedNLI"]["published"]
+    said = {one["model"]: (one["rows"], one["same_n"], one["inferred"]) for one in published}
+    assert said["BlueBERT-base (P+M)"] == ("rows not verified", False, False)
+    assert said["Llama2-MedTuned-13b"] == ("rows not verified", False, True)
+
+
+def test_the_scorer_of_a_figure_is_known_only_where_there_is_evidence_of_it():
+    untyped = {"NCBI-disease", "BC5CDR-disease", "BC5CDR-chem", "JNLPBA", "BC2GM"}
+    known = {name for name, source in SOURCES.items() if any(figure.protocol for figure in source.published)}
+    assert known == untyped  # the script behind i2b2-2012's figure is not public: theirs finds no typed entity
+    rows = [prediction("i2b2-2012", "fever", "fever : B-PROBLEM", 0)]
+    for protocol in ("aligned", "legacy_medtuned"):
+        published = score(rows, protocol=protocol, **FEW).document["sources"]["i2b2-2012"]["published"]
+        assert {one["scorer"] for one in published} == {"not stated"}
 
 
 def test_the_label_counts_stand_in_the_breakdown():

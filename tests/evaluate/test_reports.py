@@ -34,7 +34,13 @@ def _published(figures, split=None):
     document["sources"][NLI] |= {
         "split": split,
         "published": [
-            {**vars(of), "rows": rows, "development": of.split == "validation", "protocol": "", "scorer": scorer}
+            {
+                **vars(of),
+                "rows": rows,
+                "same_n": of.n == 4,
+                "development": of.split == "validation",
+                "scorer": scorer,
+            }
             for of, rows, scorer in figures
         ],
     }
@@ -136,9 +142,15 @@ def test_markdown_tables_keep_their_columns_whatever_a_text_holds():
         ),
         (
             Published("BERT", "accuracy", 0.9, UNSTATED, 0, "x"),
-            "other rows",
+            "rows not stated",
             "same scorer",
-            "(90.00) BERT rows unstated",
+            "(90.00) BERT rows not stated",
+        ),
+        (
+            Published("BERT", "accuracy", 0.9, "test", 4, "x"),
+            "rows not verified",
+            "same scorer",
+            "(90.00) BERT rows not verified",
         ),
         (
             Published("Llama2-MedTuned-13b", "accuracy", 0.9, "validation", 4, "x"),
@@ -174,6 +186,24 @@ def test_figures_of_development_sets_are_named_in_a_sentence():
     words = f"Computed on development sets, not on test rows: Llama2-MedTuned-13b on {NLI} (1,395 rows)."
     assert words in Page(html.page(document, [], ())).text
     assert words in report.markdown(document, [], ())
+
+
+def test_an_inferred_development_set_is_called_inferred():
+    dev = Published("Llama2-MedTuned-13b", "accuracy", 0.9, "validation", 1395, "x", "legacy_medtuned", inferred=True)
+    document = _published([(dev, "other rows", "other scorer")])
+    page = Page(html.page(document, [], ()))
+    words = "not on test rows, as inferred from the authors' evaluation rows: Llama2-MedTuned-13b on"
+    assert words in page.text and words in report.markdown(document, [], ())
+    assert page.table("Published figures of")[1][3:5] == [
+        *("validation split (inferred), 1,395 rows; other rows", "other scorer (inferred)")
+    ]
+
+
+@pytest.mark.parametrize(("n", "said"), [(4, "as many as ours"), (5, "not as many as ours")])
+def test_rows_that_no_hash_verifies_are_called_so_with_whether_their_number_agrees(n, said):
+    document = _published([(Published("BERT", "accuracy", 0.8, "test", n, "x"), "rows not verified", "not stated")])
+    row = Page(html.page(document, [], ())).table("Published figures of")[1]
+    assert row[3] == f"test split, {n} rows; rows not verified, {said}"
 
 
 def test_the_provenance_of_published_figures_is_in_the_page():

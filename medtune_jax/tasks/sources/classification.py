@@ -130,8 +130,9 @@ SOURCES = (
                 0.8946,
                 "validation",
                 1395,
-                f"{_MEDTUNED}; that it is the development set follows from the authors' evaluation rows and from the "
-                "figure, which 1,422 rows cannot give",
+                f"{_MEDTUNED}; that it is the development set is inferred from the authors' evaluation rows and from "
+                "the figure, which 1,422 rows cannot give",
+                inferred=True,
             ),
         ),
         aliases=("med_nli", "mednli"),
