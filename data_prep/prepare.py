@@ -100,7 +100,7 @@ def prepare(
         "mixture": mixture_facts(mixed, batches, seed) if mixture else None,
         "contamination": screened,
     }
-    notes["warnings"] += _differences(manifest)
+    notes["warnings"] += _unused(own, mixed, corpora) + _differences(manifest)
     for warning in notes["warnings"]:
         logger.warning("%s", warning)
     output.write(out, rows, manifest, owner_only=bool(credentialed))
@@ -139,6 +139,16 @@ def _all_found(corpora: Corpora, named: set[str], asked: set[str], notes: dict[s
             f"No source found: --raw_dir must hold folders named as sources: {', '.join(list(SOURCES)[:3])}, ..."
         )
     return Mixture("what was asked for", tuple(ingredients), dedup=False)
+
+
+def _unused(own: Mapping[str, Path], mixture: Mixture, corpora: Corpora) -> list[str]:
+    """Returns a warning for each source of the user's that the mixture neither names nor finds in rows read by path."""
+    used = {ingredient.source for ingredient in mixture.ingredients} | set(corpora.described)
+    return [
+        f"--source_file: {name} is not used, for {mixture.name} has no ingredient of this source."
+        for name in own
+        if name not in used
+    ]
 
 
 def _ordered(batches: Sequence[Batch], mixture: Mixture, seed: int) -> dict[str, list[Row]]:

@@ -199,6 +199,18 @@ def test_a_users_source_lies_where_the_raw_folders_have_it(raw, own, tmp_path):
     assert prepare(tmp_path / "rows", raw_dir=raw, sources=["ward"], source_files=[own])["rows"] == {"train": 1}
 
 
+def test_a_users_source_that_the_mixture_does_not_name_is_warned_of(raw, own, tmp_path):
+    mixture = tmp_path / "mine.toml"
+    mixture.write_text('[[train]]\nsource = "NCBI-disease"\n')
+    result = prepare(tmp_path / "rows", raw_dir=raw, mixture=str(mixture), source_files=[own])
+    assert [warning for warning in result["warnings"] if "ward" in warning] == [
+        "--source_file: ward is not used, for mine has no ingredient of this source."
+    ]
+    mixture.write_text(mixture.read_text() + '[[train]]\nsource = "ward"\n')
+    result = prepare(tmp_path / "rows", raw_dir=raw, mixture=str(mixture), source_files=[own])
+    assert not any("ward" in warning for warning in result["warnings"])
+
+
 def test_a_credentialed_source_of_the_users_own_is_gated_too(own, tmp_path):
     own.write_text(own.read_text().replace("credentialed = false", "credentialed = true"))
     with pytest.raises(UserError, match=r"ward is credentialed: .*--i_have_signed=ward"):
