@@ -88,6 +88,7 @@ def _add(entries: list[dict[str, Any]], entry: dict[str, Any]) -> None:
 def mixture_facts(mixture: Mixture, batches: Sequence[Batch], seed: int) -> dict[str, Any]:
     """Returns what the manifest says of a mixture: its settings, and of each ingredient what was asked, found, kept and
     dropped, and how its rows differ from what is expected."""
+    kept = sum(len(batch.rows) for batch in batches if batch.ingredient.into == "train")
     return {
         "name": mixture.name,
         "description": mixture.description,
@@ -96,6 +97,8 @@ def mixture_facts(mixture: Mixture, batches: Sequence[Batch], seed: int) -> dict
         "dedup": mixture.dedup,
         "balance": mixture.balance,
         "train_rows": mixture.train_rows,
+        "train_rows_kept": kept,
+        "train_rows_differ": mixture.train_rows is not None and mixture.train_rows != kept,
         "temperature": mixture.temperature,
         "ingredients": [_ingredient_facts(batch) for batch in batches],
     }

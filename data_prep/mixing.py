@@ -11,11 +11,12 @@ import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 
 from medtune_jax.data_prep.mixture import Ingredient
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import find_source
-from medtune_jax.tasks.rows import Row
+from medtune_jax.tasks.rows import Row, registered_name
 
 DUPLICATE = "duplicate"
 OVER_CAP = "over the cap"
@@ -29,7 +30,7 @@ class Batch:
     """The rows of one ingredient, in the order of their file, and why others are no longer among them.
 
     Attributes:
-      numbers: of each row, its number in the source's split.
+      numbers: of each row, its number among the rows of its source in the split.
       found: how many rows there were.
       missing: why there are none, "" where the ingredient was read.
     """
@@ -42,7 +43,11 @@ class Batch:
     dropped: Counter[str] = field(default_factory=Counter)
 
     def __post_init__(self) -> None:
-        self.numbers = list(range(len(self.rows)))
+        counts: Counter[str] = Counter()
+        self.numbers = []
+        for row in self.rows:
+            self.numbers.append(counts[row.source])
+            counts[row.source] += 1
         self.found = len(self.rows)
 
     def keep(self, kept: Sequence[int], reason: str) -> None:
@@ -55,15 +60,20 @@ class Batch:
     def ranks(self, seed: int, purpose: str) -> list[int]:
         """Returns of each row the 64-bit number that puts it into the seeded order of this purpose.
 
-        Each purpose has its own order: else the rows that a cap leaves would come first in a shuffled split.
+        Each purpose has its own order: else the rows that a cap leaves would come first in a shuffled split. Where the
+        rows lie plays no part: the same rows are drawn whatever their file is called.
         """
-        name, split = self.ingredient.name, self.ingredient.split
+        split = self.ingredient.split
+        names = {name: registered_name(name) for name in dict.fromkeys(row.source for row in self.rows)}
         return [
-            int.from_bytes(
-                hashlib.blake2b(f"{seed}/{purpose}/{name}/{split}/{number}".encode(), digest_size=8).digest(), "little"
-            )
-            for number in self.numbers
+            _hash64(f"{seed}/{purpose}/{names[row.source]}/{split}/{number}")
+            for row, number in zip(self.rows, self.numbers, strict=True)
         ]
+
+
+def _hash64(text: str) -> int:
+    digest = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
 
 
 def keep_categories(batch: Batch) -> None:
@@ -85,9 +95,7 @@ def category_of(row: Row) -> str:
     except json.JSONDecodeError:
         meta = None
     if not isinstance(meta, dict):
-        raise UserError(
-            f"Row {row.id}: meta must be a JSON object to be filtered by category, found {row.meta[:60]!r}."
-        )
+        raise UserError(f"Row {row.id}: meta must be a JSON object to be filtered by category.")
     source = find_source(row.source)
     return str(meta.get("category") or (source.category if source else "other"))
 
@@ -126,7 +134,8 @@ def cap(batch: Batch, seed: int) -> None:
     """Draws what the ingredient's cap or fraction (rounded down) leaves."""
     ingredient = batch.ingredient
     if ingredient.fraction is not None:
-        draw(batch, int(ingredient.fraction * len(batch.rows)), seed, OVER_CAP)
+        exact = Fraction(str(ingredient.fraction)) * len(batch.rows)  # in floats 0.29 * 100 is 28.999...
+        draw(batch, int(exact), seed, OVER_CAP)
     if ingredient.cap is not None:
         draw(batch, ingredient.cap, seed, OVER_CAP)
 
@@ -147,14 +156,15 @@ def shares(sizes: Sequence[int], weights: Sequence[float], total: int) -> list[i
     so many.
 
     No row is repeated: what one lacks of its share is divided among the others by their weights. Fractions are rounded
-    by largest remainder, the earlier first on ties.
+    by largest remainder, the earlier first on ties. Computed in exact fractions: no weight is too large or small.
     """
+    parts = [Fraction(weight) for weight in weights]
     given = [0] * len(sizes)
     open_ = [index for index, size in enumerate(sizes) if size]
     left = min(total, sum(sizes))
     while open_:
-        whole = sum(weights[index] for index in open_)
-        full = [index for index in open_ if left * weights[index] / whole >= sizes[index]]
+        whole = sum(parts[index] for index in open_)
+        full = [index for index in open_ if left * parts[index] / whole >= sizes[index]]
         if not full:
             break
         for index in full:
@@ -162,7 +172,7 @@ def shares(sizes: Sequence[int], weights: Sequence[float], total: int) -> list[i
         left -= sum(sizes[index] for index in full)
         open_ = [index for index in open_ if index not in full]
     if open_:
-        exact = {index: left * weights[index] / whole for index in open_}
+        exact = {index: left * parts[index] / whole for index in open_}
         given = [int(exact[index]) if index in exact else count for index, count in enumerate(given)]
         missing = left - sum(given[index] for index in open_)
         for index in sorted(open_, key=lambda index: (given[index] - exact[index], index))[:missing]:

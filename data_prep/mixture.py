@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tomllib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
@@ -105,7 +106,7 @@ def load_mixture(name: str) -> Mixture:
         raise UserError(f"{path} cannot be read: {error.strerror}.") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not UTF-8 (byte {error.start}); convert the file to UTF-8.") from error
-    except tomllib.TOMLDecodeError as error:
+    except ValueError as error:  # TOMLDecodeError is one, a number of too many digits another
         raise UserError(f"{path}: not TOML: {error}.") from error
     return replace(mixture_of(table, path.stem, str(path)), folder=path.parent)
 
@@ -123,6 +124,8 @@ def mixture_of(table: Mapping[str, Any], name: str, where: str) -> Mixture:
     def fail(key: str, problem: str) -> NoReturn:
         raise UserError(f"{where}: {key}: {problem}")
 
+    rest = {key: value for key, value in table.items() if key not in SPLITS}
+    settings = _settings(Mixture, rest, ("name", "ingredients", "folder"), where, SPLITS)
     ingredients = []
     for split in SPLITS:
         entries = table.get(split, [])
@@ -132,8 +135,6 @@ def mixture_of(table: Mapping[str, Any], name: str, where: str) -> Mixture:
             ingredients.append(_ingredient(entry, split, f"{where}: [[{split}]] {number}"))
     if not ingredients:
         fail("train", "no ingredient: write [[train]] and below it source = 'NCBI-disease'.")
-    rest = {key: value for key, value in table.items() if key not in SPLITS}
-    settings = _settings(Mixture, rest, ("name", "ingredients", "folder"), where)
     mixture = Mixture(name=name, ingredients=tuple(ingredients), **settings)
     _check(mixture, fail)
     return mixture
@@ -160,17 +161,25 @@ def _ingredient(entry: Mapping[str, Any], split: str, where: str) -> Ingredient:
     return found
 
 
-def _settings(kind: type, table: Mapping[str, Any], not_these: tuple[str, ...], where: str) -> dict[str, Any]:
-    """Returns the values of a dataclass's fields that a table gives, their types checked."""
+def _settings(
+    kind: type, table: Mapping[str, Any], not_these: tuple[str, ...], where: str, others: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Returns the values of a dataclass's fields that a table gives, their types checked.
+
+    Args:
+      others: further keys that an unknown one may have been meant as.
+    """
     known = {entry.name: str(entry.type) for entry in fields(kind) if entry.name not in not_these}
     found = {}
     for key, value in table.items():
         if key not in known:
-            raise UserError(f"{where}: {key}: unknown key.{did_you_mean(key, known)}")
+            raise UserError(f"{where}: {key}: unknown key.{did_you_mean(key, [*known, *others])}")
         expected, types = _TYPES[known[key]]
         texts = not isinstance(value, list) or all(isinstance(part, str) for part in value)
         if not isinstance(value, types) or not texts or (isinstance(value, bool) and types is not bool):
             raise UserError(f"{where}: {key}: must be {expected}, found {value!r}.")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UserError(f"{where}: {key}: must be a finite number, found {value}.")
         found[key] = tuple(value) if isinstance(value, list) else value
     return found
 

@@ -182,10 +182,16 @@ def _differences(manifest: Mapping[str, Any]) -> list[str]:
         for split, facts in source["splits"].items()
         if facts["differs"]
     ]
-    for asked in (manifest["mixture"] or {"ingredients": []})["ingredients"]:
+    mixture = manifest["mixture"]
+    if mixture and mixture["train_rows_differ"]:
+        found.append(
+            f"{mixture['name']}: train has {mixture['train_rows_kept']} rows, train_rows = {mixture['train_rows']} are "
+            "asked: the ingredients have no more, and no row is repeated."
+        )
+    for asked in mixture["ingredients"] if mixture else ():
         if asked["differs"] and not asked["missing"]:
             found.append(
-                f"{manifest['mixture']['name']}: {asked['into']} has {asked['kept']} rows of "
+                f"{mixture['name']}: {asked['into']} has {asked['kept']} rows of "
                 f"{asked['path'] or asked['source']} {asked['split']}, {asked['asked']['rows']} are expected."
             )
     return found

@@ -37,9 +37,23 @@ def test_a_cap_keeps_the_first_of_a_seeded_permutation_in_file_order():
 
 
 def test_a_fraction_is_rounded_down_as_the_authors_do():
-    one = batch("chatdoctor", 11, fraction=0.5)
-    mixing.cap(one, seed=0)
-    assert len(one.rows) == 5
+    for fraction, count, kept in ((0.5, 11, 5), (0.29, 100, 29), (0.07, 100, 7), (1, 3, 3), (1e-05, 100_000, 1)):
+        one = batch("chatdoctor", count, fraction=fraction)
+        mixing.cap(one, seed=0)
+        assert len(one.rows) == kept
+
+
+def test_the_draw_of_rows_does_not_depend_on_where_they_lie_nor_on_what_lies_between_them():
+    drawn = []
+    for path in ("rows.parquet", "./rows.parquet", "/data/other.jsonl"):
+        rows = [Row("do", str(number), "x", "ncbi") for number in range(20)]
+        if path.startswith("/"):
+            rows = [row for pair in zip(rows, [Row("do", "between", "x", "mine")] * 20, strict=True) for row in pair]
+        one = Batch(Ingredient("train", path=path, split="train"), rows)
+        drawn.append([row.input for row in mixing.ordered([one], True, seed=0) if row.source == "ncbi"])
+    native = batch("NCBI-disease", 20)
+    drawn.append([row.id for row in mixing.ordered([native], True, seed=0)])
+    assert drawn[0] == drawn[1] == drawn[2] == drawn[3]
 
 
 def test_the_draw_is_fixed_for_ever():
@@ -97,9 +111,10 @@ def test_a_rows_own_category_comes_before_its_sources():
 
 
 def test_a_meta_that_is_no_object_cannot_be_filtered_by_category():
-    one = Batch(Ingredient("train", categories=("QA",)), [Row("", "a", "b", "mine", "mine/7", meta="QA")])
-    with pytest.raises(UserError, match="Row mine/7: meta must be a JSON object"):
+    one = Batch(Ingredient("train", categories=("QA",)), [Row("", "a", "b", "mine", "mine/7", meta="Mrs Zorblax")])
+    with pytest.raises(UserError, match="Row mine/7: meta must be a JSON object") as told:
         mixing.keep_categories(one)
+    assert "Zorblax" not in str(told.value)
 
 
 def test_shares_follow_the_weights_and_what_one_lacks_goes_to_the_others():
@@ -108,6 +123,8 @@ def test_shares_follow_the_weights_and_what_one_lacks_goes_to_the_others():
     assert mixing.shares([5, 5], [1, 1], 100) == [5, 5]
     assert mixing.shares([0, 9], [1, 1], 4) == [0, 4]
     assert mixing.shares([9, 9, 9], [1, 1, 1], 4) == [2, 1, 1]
+    assert mixing.shares([9, 9, 9], [1e308, 1e308, 5e-324], 4) == [2, 2, 0]
+    assert mixing.shares([1, 9], [10**400, 5e-324], 4) == [1, 3]
 
 
 SIZES = st.lists(st.tuples(st.integers(0, 50), st.floats(0.01, 100)), min_size=1, max_size=6)
@@ -123,11 +140,11 @@ def test_shares_sum_to_the_total_and_never_repeat_a_row(parts, total):
 
 def test_a_temperature_flattens_the_sizes():
     counts = {}
-    for temperature in (1.0, 2.0, 1000.0):
+    for temperature in (1.0, 2.0, 1000.0, 10**400):
         parts = [batch("GAD", 900), batch("hoc", 100)]
         mixing.sample(parts, 100, temperature, seed=0)
         counts[temperature] = [len(part.rows) for part in parts]
-    assert counts == {1.0: [90, 10], 2.0: [75, 25], 1000.0: [50, 50]}
+    assert counts == {1.0: [90, 10], 2.0: [75, 25], 1000.0: [50, 50], 10**400: [50, 50]}
 
 
 def test_balance_leaves_as_many_rows_of_each_kind_of_task():

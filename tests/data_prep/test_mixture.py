@@ -151,6 +151,26 @@ def test_weights_share_out_the_training_rows(raw, tmp_path):
     }
 
 
+def test_a_training_split_that_is_smaller_than_asked_is_a_warning_and_in_the_manifest(raw, tmp_path):
+    text = "temperature = 1\ntrain_rows = {}\n[[train]]\nsource = 'sample-relation'\n"
+    result = mixed(tmp_path, text.format(7), raw_dir=raw)
+    assert "mine: train has 6 rows, train_rows = 7 are asked: " in " ".join(result["warnings"])
+    manifest = json.loads((tmp_path / "rows" / "manifest.json").read_text())["mixture"]
+    assert (manifest["train_rows"], manifest["train_rows_kept"], manifest["train_rows_differ"]) == (7, 6, True)
+    result = mixed(tmp_path, text.format(6), raw_dir=raw)
+    assert not result["mixture"]["train_rows_differ"] and "train_rows" not in " ".join(result["warnings"])
+
+
+def test_the_same_rows_are_drawn_however_their_path_is_spelled(raw, tmp_path):
+    prepare(tmp_path / "earlier", raw_dir=raw, sources=["NCBI-disease"])
+    drawn = []
+    for path in ("earlier", "./raw/../earlier", tmp_path / "earlier" / "train.parquet"):
+        mixed(tmp_path, f"shuffle = ['train']\ndedup = false\n[[train]]\npath = '{path}'\ncap = 4\n")
+        drawn.append(read_rows(tmp_path / "rows", "train"))
+    mixed(tmp_path, "shuffle = ['train']\ndedup = false\n[[train]]\nsource = 'ncbi'\ncap = 4\n", raw_dir=raw)
+    assert drawn[0] == drawn[1] == drawn[2] == read_rows(tmp_path / "rows", "train")
+
+
 def test_balance_by_task_is_a_line(raw, tmp_path):
     text = "balance = 'task'\n[[train]]\nsource = 'NCBI-disease'\n[[train]]\nsource = 'sample-relation'\n"
     assert mixed(tmp_path, text, raw_dir=raw)["rows"] == {"train": 12}
@@ -191,6 +211,14 @@ def test_rows_that_lie_somewhere_are_an_ingredient_read_beside_the_mixture(tmp_p
         ("[train]\nsource = 'GAD'", r"train: must be a list of tables: write \[\[train\]\]"),
         ("shuffel = ['train']\n[[train]]\nsource = 'GAD'", "shuffel: unknown key. Did you mean 'shuffle'"),
         ("shuffle = ['dev']\n[[train]]\nsource = 'GAD'", "shuffle: unknown split 'dev'"),
+        ("[[trian]]\nsource = 'GAD'", r"mine\.toml: trian: unknown key. Did you mean 'train'"),
+        (
+            "[[train]]\nsource = 'GAD'\nweight = inf",
+            r"mine\.toml: \[\[train\]\] 1: weight: must be a finite number, found inf",
+        ),
+        ("[[train]]\nsource = 'GAD'\nfraction = nan", "fraction: must be a finite number, found nan"),
+        ("temperature = inf\n[[train]]\nsource = 'GAD'", r"mine\.toml: temperature: must be a finite number"),
+        (f"[[train]]\nsource = 'GAD'\ncap = {'9' * 5000}", r"mine\.toml: not TOML"),
         ("dedup = 'no'\n[[train]]\nsource = 'GAD'", "dedup: must be true or false, found 'no'"),
         ("contamination = 'no'\n[[train]]\nsource = 'GAD'", "contamination: unknown 'no'"),
         ("balance = 'source'\n[[train]]\nsource = 'GAD'", "balance: unknown 'source'"),
