@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines
-from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of, not_empty, numbered_lines
+from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.sources.classification import HALLMARKS
 
@@ -74,9 +74,7 @@ def _sentences(path: Path, task: Task) -> Iterator[tuple[str, str, str, str, tup
         for name in columns[2].split("|"):
             if name.strip() in _NONE:
                 continue
-            if name.strip() not in HALLMARKS:
-                raise UserError(f"{where}: unknown label '{name}'.{did_you_mean(name, HALLMARKS)}")
-            named.add(HALLMARKS[name.strip()])
+            named.add(label_of(name, HALLMARKS, where))
         yield where, document, sentence, columns[1], tuple(label for label in task.labels if label in named)
 
 
