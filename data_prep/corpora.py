@@ -41,6 +41,7 @@ class Corpora:
       places: source -> where it lies, for every source of the registry, in its order.
       signed: the credentialed sources that may be read.
       described: what the manifest says of each source that was read for the result.
+      mode: what the result may have at most: it is not looser than the files that were read for it.
     """
 
     places: Mapping[str, Place]
@@ -48,6 +49,7 @@ class Corpora:
     seed: int
     gad_polarity: GadPolarity
     described: dict[str, Any] = field(default_factory=dict)
+    mode: int = gate.OPEN
     _read: dict[tuple[str, str], list[Row]] = field(default_factory=dict)
 
     @classmethod
@@ -84,6 +86,9 @@ class Corpora:
         place = self.places[name]
         rows, facts = read_split(place, split, self.seed, self.gad_polarity)
         self.described.setdefault(name, describe(place.source, self.gad_polarity))["splits"][split] = facts
+        assert place.folder is not None
+        files = (place.layout.files[split], *place.layout.also)
+        self.mode &= gate.tightest_mode(place.folder, [place.folder / file for file in files])
         if is_test(split):
             self._read[name, split] = rows
         return rows
@@ -94,14 +99,17 @@ class Corpora:
             return self._read[name, split]
         return read_split(self.places[name], split, self.seed, self.gad_polarity)[0]
 
-    def describe_rows(self, rows: Sequence[Row], where: str) -> None:
-        """Describes the sources of rows that came as rows, from `where`."""
+    def describe_rows(self, rows: Sequence[Row], where: str) -> list[str]:
+        """Describes the sources of rows that came as rows, from `where`; returns those that are not known."""
+        unknown = []
         for name in dict.fromkeys(row.source for row in rows):
             source = find_source(name)
             if source is not None:
                 self.described.setdefault(source.name, describe(source))
             else:
                 self.described.setdefault(name, _unknown(name, where))
+                unknown.append(name)
+        return unknown
 
 
 def _unknown(name: str, where: str) -> dict[str, Any]:

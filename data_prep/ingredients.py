@@ -71,8 +71,22 @@ def _read_path(ingredient: Ingredient, mixture: Mixture, corpora: Corpora, notes
             _add(notes["skipped"], {"source": name, "reason": reason})
     named = [find_source(row.source) for row in batch.rows]
     batch.keep([at for at, source in enumerate(named) if source is None or not refused.get(source.name)], UNSIGNED)
-    corpora.describe_rows(batch.rows, Path(ingredient.path).name if "://" not in ingredient.path else ingredient.path)
+    where = Path(ingredient.path).name if isinstance(path, Path) else ingredient.path
+    for name in corpora.describe_rows(batch.rows, where):
+        notes["warnings"].append(
+            f"{ingredient.path}: source '{name}' is not known: taken as not credentialed. If you have its definition, "
+            "give it as --source_file."
+        )
+    if isinstance(path, Path):
+        corpora.mode &= _mode_of_rows(path, ingredient.split)
     return batch
+
+
+def _mode_of_rows(path: Path, split: str) -> int:
+    """Returns the mode that what is made of a file of rows, or of a folder's rows of a split, may have at most."""
+    if not path.is_dir():
+        return gate.tightest_mode(path, [])
+    return gate.tightest_mode(path, [file for folder in (path, path / "data") for file in folder.glob(f"{split}[.-]*")])
 
 
 def _add(entries: list[dict[str, Any]], entry: dict[str, Any]) -> None:

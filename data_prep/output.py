@@ -56,14 +56,14 @@ def _strangers(out: Path) -> list[str]:
     return sorted(entry.name for entry in out.iterdir() if entry.name not in known or not entry.is_file())
 
 
-def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any], *, owner_only: bool) -> None:
+def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any], *, at_most: int) -> None:
     """Writes beside `out` first and renames at the end, so that `out` is never half-written.
 
     A stop by signal (raised as KeyboardInterrupt) or a full disk leaves an earlier `out` as it was and nothing else.
 
     Args:
-      owner_only: folder and files are the owner's alone (0700, 0600), from before their first byte. A folder that is
-        replaced hands on its tighter mode in any case.
+      at_most: the mode that the folder may have at most, from before its first byte, and its files with it: 0o700 for
+        its owner's alone. A folder that is replaced hands on its tighter mode in any case.
 
     A link is followed: the folder that it points to is replaced, and the link stays.
 
@@ -78,8 +78,7 @@ def write(out: Path, rows: Mapping[str, list[Row]], manifest: Mapping[str, Any],
         mode = stat.S_IMODE(spool.stat().st_mode)
         if out.exists():
             mode &= stat.S_IMODE(out.stat().st_mode)
-        if owner_only:
-            mode &= 0o700
+        mode &= at_most
         spool.chmod(mode)
         for split, found in rows.items():
             write_rows(_created(spool / f"{split}.parquet", mode), found)

@@ -12,7 +12,7 @@ from medtune_jax.data_prep.card import licences
 from medtune_jax.data_prep.collect import lack, lack_text, unregistered
 from medtune_jax.data_prep.corpora import Corpora, own_sources
 from medtune_jax.data_prep.counts import expected_text
-from medtune_jax.data_prep.gate import credentialed_in
+from medtune_jax.data_prep.gate import OPEN, OWNER_ONLY, credentialed_in
 from medtune_jax.data_prep.ingredients import mixture_facts, read_ingredients
 from medtune_jax.data_prep.mixing import Batch
 from medtune_jax.data_prep.mixture import CONTAMINATION, Ingredient, Mixture, load_mixture
@@ -101,9 +101,11 @@ def prepare(
         "contamination": screened,
     }
     notes["warnings"] += _unused(own, mixed, corpora) + _differences(manifest)
+    if corpora.mode != OPEN and not credentialed:
+        notes["warnings"].append("The folder is closed to others, as files are that it was made of.")
     for warning in notes["warnings"]:
         logger.warning("%s", warning)
-    output.write(out, rows, manifest, owner_only=bool(credentialed))
+    output.write(out, rows, manifest, at_most=OWNER_ONLY if credentialed else corpora.mode)
     shown = ("sources", "licences", "credentialed", "mixture", "contamination")
     counts = {split: len(found) for split, found in rows.items()}
     return {"out": str(out), "rows": counts, **{name: manifest[name] for name in shown}, **notes}

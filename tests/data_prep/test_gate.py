@@ -124,3 +124,45 @@ def test_the_licence_is_composed_of_all_and_an_unknown_one_is_said(raw, tmp_path
     assert result["licences"] == {"all": ["CC0-1.0", "unknown"], "unknown": ["BC2GM"]}
     card = (tmp_path / "rows" / "README.md").read_text()
     assert 'license_name: "CC0-1.0 AND unknown"' in card and "The licence is not known of: BC2GM." in card
+
+
+@pytest.fixture
+def closed_rows(tmp_path):
+    """A copy of closed rows of a source that no one here knows, without its manifest; a mixture reads it."""
+    (tmp_path / "copy").mkdir()
+    write_rows(tmp_path / "copy" / "train.parquet", [Row("decide", "Zorblax", "yes", "ward-notes")])
+    (tmp_path / "mine.toml").write_text("[[train]]\npath = 'copy/train.parquet'\n")
+    (tmp_path / "folder.toml").write_text("[[train]]\npath = 'copy'\n")
+    before = os.umask(0o022)
+    yield tmp_path / "copy"
+    os.umask(before)
+
+
+@pytest.mark.parametrize(
+    ("mixture", "file_mode", "folder_mode", "expected"),
+    [
+        ("mine", 0o600, 0o755, {0o700, 0o600}),
+        ("mine", 0o640, 0o755, {0o750, 0o640}),
+        ("mine", 0o644, 0o755, {0o755, 0o644}),
+        ("folder", 0o600, 0o755, {0o700, 0o600}),
+        ("folder", 0o644, 0o700, {0o700, 0o600}),
+        ("folder", 0o644, 0o755, {0o755, 0o644}),
+    ],
+)
+def test_rows_of_an_unknown_source_are_not_opened_to_more_people(
+    closed_rows, tmp_path, mixture, file_mode, folder_mode, expected
+):
+    (closed_rows / "train.parquet").chmod(file_mode)
+    closed_rows.chmod(folder_mode)
+    result = prepare(tmp_path / "rows", mixture=str(tmp_path / f"{mixture}.toml"))
+    assert set(modes(tmp_path / "rows").values()) == expected
+    told = " ".join(result["warnings"])
+    assert "source 'ward-notes' is not known: taken as not credentialed." in told
+    assert ("The folder is closed to others, as files are that it was made of." in told) == (0o755 not in expected)
+
+
+@pytest.mark.parametrize("closed", ["NCBI-disease", "NCBI-disease/train.tsv"])
+def test_what_is_made_of_a_closed_corpus_is_closed(raw, tmp_path, closed):
+    (raw / closed).chmod(0o700)
+    prepare(tmp_path / "rows", raw_dir=raw, sources=["NCBI-disease"])
+    assert set(modes(tmp_path / "rows").values()) == {0o700, 0o600}
