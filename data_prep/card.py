@@ -8,8 +8,7 @@ from typing import Any
 
 from medtune_jax.data_prep.counts import expected_text, gold_text
 from medtune_jax.tasks.rows import COLUMNS
-
-UNKNOWN = "unknown"
+from medtune_jax.tasks.source import is_unknown_licence
 
 
 def licences(sources: Mapping[str, Any]) -> dict[str, list[str]]:
@@ -18,7 +17,7 @@ def licences(sources: Mapping[str, Any]) -> dict[str, list[str]]:
     Args:
       sources: the manifest's `sources`.
     """
-    unknown = [name for name, facts in sources.items() if facts["licence"].casefold().startswith(UNKNOWN)]
+    unknown = [name for name, facts in sources.items() if is_unknown_licence(facts["licence"])]
     return {"all": sorted({facts["licence"] for facts in sources.values()}), "unknown": unknown}
 
 

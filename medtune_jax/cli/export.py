@@ -48,15 +48,16 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
     from medtune_jax.convert.hf_export import check_target, export_params, verify_export
-    from medtune_jax.convert.origin import UNKNOWN, read_origin
+    from medtune_jax.convert.origin import read_origin
     from medtune_jax.convert.push import check_release, push
     from medtune_jax.model.llama import num_params
+    from medtune_jax.tasks.source import is_unknown_licence
     from medtune_jax.train.load import load_model
 
     out = Path(flags.out)
     origin = read_origin(Path(flags.run))
     if flags.base_licence:
-        if origin.base_licence not in (UNKNOWN, flags.base_licence):
+        if origin.base_licence != flags.base_licence and not is_unknown_licence(origin.base_licence):
             raise UserError(f"--base_licence={flags.base_licence}: the base's card says {origin.base_licence}.")
         origin = replace(origin, base_licence=flags.base_licence)
     check_target(out)  # before minutes are spent on loading

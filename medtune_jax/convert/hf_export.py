@@ -82,8 +82,9 @@ def export_params(
         raise UserError("Export runs in one process; call `medtune export` on one machine.")
     check_target(folder)
     spool = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
+    before = os.umask(0o077) if origin and origin.credentialed else None
     try:
-        spool.mkdir(parents=True, mode=0o700 if origin and origin.credentialed else 0o777)
+        spool.mkdir(parents=True)
         _write_weights(params, config, spool, name, max_file_bytes)
         described = _with_ids_of(tokenizer, config)
         hf = {**config_to_hf(described), "torch_dtype": str(jnp.dtype(dtype)), "dtype": str(jnp.dtype(dtype))}
@@ -102,6 +103,8 @@ def export_params(
     except OSError as error:
         raise UserError(f"Cannot write {folder}: {error.strerror or error}. Nothing was left there.") from error
     finally:
+        if before is not None:
+            os.umask(before)
         shutil.rmtree(spool, ignore_errors=True)
 
 

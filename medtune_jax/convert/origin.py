@@ -10,6 +10,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,9 @@ from typing import Any
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row
+from medtune_jax.tasks.source import UNKNOWN_LICENCE, is_unknown_licence
 
 ORIGIN_FILE = "origin.json"
-UNKNOWN = "unknown"
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Data:
 
     Attributes:
       rows: summed over all tunings.
-      licence: as the registry or the user's source file says it; UNKNOWN for a source that neither knows.
+      licence: as the registry or the user's source file says it; UNKNOWN_LICENCE for a source that neither knows.
     """
 
     rows: int
@@ -39,7 +40,7 @@ class Data:
 @dataclass(frozen=True)
 class Origin:
     """Attributes:
-    base: name of the first checkpoint; base_licence: as its card says it, UNKNOWN where it says nothing.
+    base: name of the first checkpoint; base_licence: as its card says it, UNKNOWN_LICENCE where it says nothing.
     data: source -> its rows, of every tuning since.
     """
 
@@ -60,19 +61,25 @@ class Origin:
     @property
     def unlicensed(self) -> list[str]:
         """What has no known licence: the base, sources."""
-        base = [f"the base checkpoint {self.base}"] if self.base_licence == UNKNOWN else []
-        return base + [f"source {name}" for name, data in sorted(self.data.items()) if data.licence == UNKNOWN]
+        base = [f"the base checkpoint {self.base}"] if is_unknown_licence(self.base_licence) else []
+        return base + [f"source {name}" for name, data in sorted(self.data.items()) if is_unknown_licence(data.licence)]
 
 
 def read_origin(folder: Path) -> Origin:
     """Returns the origin of a checkpoint or run: its origin.json, else its folder's name and the licence of its card.
 
     Raises:
-      UserError: origin.json is damaged; a gated corpus must not be forgotten.
+      UserError: origin.json is damaged, or a run has none; a gated corpus must not be forgotten.
     """
     path = folder / ORIGIN_FILE
     if (folder / "checkpoints").is_dir():
         path = folder / "model" / ORIGIN_FILE
+        if not path.is_file():
+            raise UserError(
+                f"{folder} is a run without {path.relative_to(folder)}: which data the model was tuned on, and whether "
+                f"it may be passed on, is not known. Give the run's command again (medtune train --workdir={folder}): "
+                "it writes the file, also where all steps are done. Or train again."
+            )
     if not path.is_file():
         return Origin(folder.absolute().name, _card_licence(folder / "README.md"))
     try:
@@ -90,7 +97,7 @@ def tuned(base: Origin, rows: Sequence[Row]) -> Origin:
         source = find_source(name)
         own = source.name if source else name or "(blank)"
         before = data[own].rows if own in data else 0
-        terms = (source.licence, source.credentialed) if source else (UNKNOWN, False)
+        terms = (source.licence, source.credentialed) if source else (UNKNOWN_LICENCE, False)
         data[own] = Data(before + count, *terms)
     return Origin(base.base, base.base_licence, data)
 
@@ -105,7 +112,7 @@ def model_card(origin: Origin, about: Mapping[str, str]) -> str:
     lines = [
         "---",
         "license: other",
-        f"license_name: {origin.licence}",
+        f"license_name: {json.dumps(origin.licence, ensure_ascii=False)}",  # as a YAML string: it may hold ": " or "#"
         "library_name: transformers",
         "tags: [medtune-jax, instruction-tuning, biomedical]",
         "---",
@@ -135,7 +142,17 @@ def model_card(origin: Origin, about: Mapping[str, str]) -> str:
 def _card_licence(card: Path) -> str:
     """Returns `license_name` or `license` of a model card's front matter."""
     if not card.is_file():
-        return UNKNOWN
+        return UNKNOWN_LICENCE
     front = re.match(r"---\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.S)
     found = dict(re.findall(r"^(license|license_name):[ \t]*(\S.*?)[ \t]*$", front[1] if front else "", re.M))
-    return found.get("license_name") or found.get("license") or UNKNOWN
+    return _unquoted(found.get("license_name") or found.get("license") or "") or UNKNOWN_LICENCE
+
+
+def _unquoted(scalar: str) -> str:
+    """Returns the text of a YAML scalar on one line; what is not well quoted stands for itself."""
+    if re.fullmatch(r"'(''|[^'])*'", scalar):
+        return scalar[1:-1].replace("''", "'")
+    if scalar.startswith('"'):
+        with suppress(ValueError):
+            return str(json.loads(scalar))
+    return scalar

@@ -32,8 +32,8 @@ def markdown(document: Mapping[str, Any], errors: Sequence[Mapping[str, Any]], r
         parts += [f"## {family}", family_table(entries)]
         if any(entry["published"] for entry in entries.values()):
             parts.append(
-                "Published figures in parentheses are not comparable: other rows or rows that are not verified, another "
-                "scorer or metric."
+                "Published figures in parentheses are not comparable: other rows or rows that are not verified, "
+                "another scorer or metric."
             )
         parts.append(plain(say.development_note(entries)))
     own = say.by_source(errors)

@@ -10,6 +10,12 @@ from medtune_jax.tasks.base import Task
 
 SPLITS = ("train", "validation", "test", "test2", "test3")
 UNSTATED = "unstated"
+UNKNOWN_LICENCE = "unknown"
+
+
+def is_unknown_licence(licence: str) -> bool:
+    """Returns whether a licence only says that none is known: it begins with "unknown", as "Unknown (asked)" does."""
+    return licence.strip().casefold().startswith(UNKNOWN_LICENCE)
 
 
 @dataclass(frozen=True)

@@ -175,9 +175,10 @@ def _write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
     Weights tuned on gated text can repeat it, so the folder is then closed to others.
     """
     try:
-        (workdir / "model").mkdir(parents=True, exist_ok=True)
         if inputs.origin.credentialed:
-            workdir.chmod(0o700)
+            workdir.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed before anything lies in it
+            workdir.chmod(0o700)  # also one that was there
+        (workdir / "model").mkdir(parents=True, exist_ok=True)
         for path, value in (
             (workdir / "config.json", to_dict(config)),
             (workdir / "model" / "config.json", inputs.identity.model),

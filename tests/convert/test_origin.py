@@ -1,6 +1,7 @@
 """What a model was made from travels with it, and gated text is never forgotten on the way."""
 
 import json
+import os
 import stat
 from dataclasses import replace
 from types import SimpleNamespace
@@ -8,6 +9,7 @@ from typing import ClassVar
 
 import jax
 import pytest
+import yaml
 from hf_folder import CONFIG
 
 from medtune_jax.cli.main import dispatch
@@ -68,6 +70,8 @@ def test_a_damaged_origin_is_an_error_and_not_a_model_without_gated_data(tmp_pat
     [
         ("---\nlicense: llama2\ntags: [x]\n---\n# A", "llama2"),
         ("---\nlicense: other\nlicense_name: Own Terms 1.0\n---\n", "Own Terms 1.0"),
+        ('---\nlicense_name: "Terms: \\"own\\" #1"\n---\n', 'Terms: "own" #1'),
+        ("---\nlicense: 'it''s ours'\n---\n", "it's ours"),
         ("# No front matter\nlicense: mit\n", "unknown"),
         (None, "unknown"),
     ],
@@ -80,7 +84,7 @@ def test_the_base_licence_is_what_its_card_says_and_never_a_default(tmp_path, ca
 
 def test_the_card_names_every_licence_and_warns_of_gated_text_and_of_unknown_terms():
     card = model_card(GATED, {"parameters": "7"})
-    assert "license_name: llama2 AND CC0-1.0 AND ward agreement\n" in card
+    assert 'license_name: "llama2 AND CC0-1.0 AND ward agreement"\n' in card
     assert "under a data use agreement (ward)" in card and "| ward | 3 | ward agreement |" in card
     unknown = model_card(tuned(Origin("b", "unknown"), rows("notes")), {})
     assert "No licence is known of the base checkpoint b, source notes" in unknown
@@ -90,17 +94,42 @@ def test_gated_weights_and_weights_of_unknown_terms_are_not_pushed():
     with pytest.raises(UserError, match=r"tuned on ward, text under a data use agreement.*--i_may_release"):
         check_release(GATED, "me/model", False)
     check_release(GATED, "me/model", True)
+    asked = replace(BASE, data={"notes": Data(1, " Unknown (owner asked)", False)})
+    with pytest.raises(UserError, match="no licence is known of source notes"):
+        check_release(asked, "me/model", True)
     with pytest.raises(UserError, match=r"no licence is known of the base checkpoint b.*--base_licence"):
         check_release(Origin("b", "unknown"), "me/model", True)
     with pytest.raises(UserError, match="write owner/name"):
         check_release(BASE, "model", False)
 
 
+def test_a_licence_is_read_from_our_card_as_it_was_written_there(tmp_path):
+    licence = 'Own: "terms" #2, it\'s so'
+    (tmp_path / "README.md").write_text(model_card(Origin("b", licence), {}))
+    assert read_origin(tmp_path).licence == licence
+    front = (tmp_path / "README.md").read_text().split("---\n")[1]
+    assert yaml.safe_load(front)["license_name"] == licence
+
+
+def test_a_run_that_does_not_say_its_data_is_not_one_without_gated_data(tmp_path, capsys):
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"a run without model/origin\.json.*medtune train --workdir=.*/run"):
+        read_origin(tmp_path / "run")
+    command = ["export", f"--run={tmp_path / 'run'}", f"--out={tmp_path / 'out'}", "--push=me/model"]
+    assert dispatch(command) == 2 and "which data the model was tuned on" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("origin", "others"), [(GATED, False), (BASE, True)])
 def test_an_export_of_gated_weights_is_its_owners_only(tmp_path, origin, others):
     params = jax.jit(init_params, static_argnums=1)(jax.random.key(0), CONFIG)
-    export_params(params, CONFIG, tmp_path / "out", origin=origin)
-    assert bool(stat.S_IMODE((tmp_path / "out").stat().st_mode) & 0o077) == others
+    umask = os.umask(0o022)
+    try:
+        export_params(params, CONFIG, tmp_path / "out", origin=origin)
+        assert os.umask(umask) == 0o022
+    finally:
+        os.umask(umask)
+    written = [tmp_path / "out", *(tmp_path / "out").iterdir()]
+    assert {bool(stat.S_IMODE(path.stat().st_mode) & 0o077) for path in written} == {others}
     assert read_origin(tmp_path / "out") == origin
     assert origin.licence in (tmp_path / "out" / "README.md").read_text()
 

@@ -61,6 +61,11 @@ def test_gated_rows_are_remembered_close_the_run_folder_and_are_said(read, tmp_p
     monkeypatch.setitem(registry._BY_ANY_NAME, "ward", ward)
     inputs = read([replace(row, source="ward") for row in ner_rows(3, 0)] + ner_rows(9, 1), **EIGHT)
     assert "text under a data use agreement (ward)" in caplog.text
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "chmod", lambda path, mode: None)  # made closed, not closed afterwards
+        _write_run_folder(tmp_path / "run", Config(), inputs)
+    assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
+    (tmp_path / "run").chmod(0o755)
     _write_run_folder(tmp_path / "run", Config(), inputs)
     (tmp_path / "run" / "checkpoints").mkdir()
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
