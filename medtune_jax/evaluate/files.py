@@ -24,10 +24,14 @@ def writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def make_folder(path: Path) -> None:
-    """Makes a folder for results and its parents; raises UserError where it cannot be made or written into."""
+def make_folder(path: Path, private: bool = False) -> None:
+    """Makes a folder for results and its parents; a new one is its owner's only if private.
+
+    Raises:
+      UserError: it cannot be made or written into.
+    """
     with writing(path):
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(mode=0o700 if private else 0o777, parents=True, exist_ok=True)
         if not os.access(path, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
@@ -39,13 +43,14 @@ def write_file(path: Path, data: bytes, private: bool = False) -> None:
       UserError: the file cannot be written.
     """
     temporary = path.with_name(path.name + ".tmp")
-    with writing(path), open(temporary, "wb") as file:
-        if private:
-            os.chmod(temporary, 0o600)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-        os.replace(temporary, path)
+    with writing(path):
+        temporary.unlink(missing_ok=True)  # what an interrupted call left may be open to others
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        with open(os.open(temporary, flags, 0o600 if private else 0o666), "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
 
 
 def to_json(value: Any) -> bytes:

@@ -157,7 +157,7 @@ class PredictionLog:
         Args:
           folder: made if needed.
           rows: what is asked, in row order, with `key` set and nothing generated yet; keys are distinct.
-          private: files are made readable by their owner only.
+          private: files, and the folder where it is new, are made readable by their owner only.
 
         Raises:
           UserError: the folder holds answers that are not to `rows`; they are left as they are. Nothing can be written
@@ -169,7 +169,7 @@ class PredictionLog:
         self._pending: list[bytes] = []
         self._flushed_at = time.monotonic()
         self.dropped_torn = False
-        make_folder(folder)
+        make_folder(folder, private)
         others: set[bytes] = set()
         for name in (FINAL, PARTIAL):
             if (folder / name).is_file():

@@ -89,7 +89,7 @@ def evaluate(
         # Whatever could stop the scoring is met here, before hours of answering.
         check_rows(rows, protocol)
         train = training_rows(data, {row.source for _, row in rows})
-        make_folder(folder)
+        make_folder(folder, _private(rows))
         forced = force_template and template is not None
         engine, own_template, identity = _load(model, dtype, max_positions, forced)
         form = choose_template(own_template, template, force_template, str(model))

@@ -248,7 +248,7 @@ def write_scores(out: Path, scores: Scores, show_credentialed: bool = False) -> 
     """
     from medtune_jax.evaluate import html, report
 
-    make_folder(out)
+    make_folder(out, scores.private)
     redacted = {name for name in scores.tables if known_source(name).credentialed and not show_credentialed}
     files = {
         "rows.parquet": rows_parquet(scores.tables, scores.documents),
