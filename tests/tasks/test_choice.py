@@ -86,15 +86,51 @@ def test_an_input_without_options_allows_no_answer(input):
         ("heparin.", "B", ("option_text",)),
         ("Aspirin and heparin", "D", ("option_text",)),
         ("I would give heparin", "B", ("option_text", "extra_text")),
+        ("$\\boxed{B}$", "B", ("extra_text",)),
+        ("The answer would be C.", "C", ("extra_text",)),
+        ("The answer is therefore B", "B", ("extra_text",)),
+        ("option b", "B", ("extra_text",)),
+        ("Correct: B", "B", ("extra_text",)),
+        ("Ans. B", "B", ("extra_text",)),
+        ("It's B", "B", ("extra_text",)),
+        ("The drug thins the blood.\nSo the final answer is (B).", "B", ("extra_text",)),
+        ("The answer is B, not A.", "B", ("extra_text",)),
+        ("(A) is wrong; (B)", "B", ("extra_text",)),
+        ("heparin, not aspirin", "B", ("option_text", "extra_text")),
     ],
 )
 def test_a_letter_or_an_option_in_words_is_read(text, letter, problems):
     assert TASK.parse(text, INPUT) == Parsed(("Which?", OPTIONS, letter), problems)
 
 
-@pytest.mark.parametrize(("text", "letter"), [("B. Aspirin", "B"), ("Answer: C (heparin)", "C"), ("C. B cells", "C")])
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("B. Aspirin", "B"),
+        ("Answer: C (heparin)", "C"),
+        ("C. B cells", "C"),
+        ("B aspirin", "B"),
+        ("The answer is B aspirin", "B"),
+        ("A aspirin", "A"),
+        ("A heparin", None),  # perhaps the article
+        ("Answer: A heparin", None),
+        ("B heparin is wrong", None),
+    ],
+)
 def test_a_letter_beats_text(text, letter):
-    assert TASK.parse(text, INPUT).annotation[-1] == letter
+    parsed = TASK.parse(text, INPUT)
+    assert (parsed.annotation and parsed.annotation[-1]) == letter
+
+
+@pytest.mark.parametrize(
+    "form", ["{}) {}", "({}) {}", "{}. {}", "{}, {}", "{} {}", "The answer is {}, {}.", "It is {}: {}"]
+)
+def test_a_letter_beside_its_own_text_is_that_letter_whatever_the_text_says(form):
+    options = ("Non-stress test", "E. coli", "None", "Cannot survive", "D-alanyl-D-alanine")
+    input, _ = TASK.render(("Q", options, "A"))
+    for letter, text in zip("ABCDE", options, strict=True):
+        assert TASK.parse(form.format(letter, text), input).annotation[-1] == letter
+        assert TASK.parse(f"It is {text} ({letter})", input).annotation[-1] == letter
 
 
 @pytest.mark.parametrize(
@@ -130,6 +166,8 @@ def test_an_article_or_a_word_of_one_letter_is_no_answer(text, letter):
         ("Answer: A or B", "no_answer"),
         ("not (B)", "ambiguous"),
         ("Option B is wrong", "ambiguous"),
+        ("C. Heparin (B)", "ambiguous"),
+        ("Hm.\nAnswer: B\nAnswer: C", "ambiguous"),
         ("not heparin", "ambiguous"),
         ("heparin or B cells", "ambiguous"),
         ("A. Aspirin B. Heparin C. B cells D. Aspirin and heparin", "ambiguous"),

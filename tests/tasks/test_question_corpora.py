@@ -129,3 +129,20 @@ def test_doubtful_gold_of_medmcqa_is_counted(records):
 def test_no_carriage_return_is_left(records):
     for record in (record for found in records["Conv2note"].values() for record in found):
         assert "\r" not in "".join(record.annotation)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        *("{0}", "{0}.", "({0})", "{0}) {1}", "{0}. {1}", "({0}) {1}", "{1} ({0})"),
+        *("The answer is {0}", "The answer is {0}, {1}.", "Answer: {0}. {1}"),
+    ],
+)
+@pytest.mark.parametrize("name", ["MedQA", "MedMCQA"])
+def test_every_common_form_of_a_letter_is_read_as_that_letter(records, name, form):
+    task = SOURCES[name].task
+    for record in records[name][0, "validation"][::20]:
+        input, _ = task.render(record.annotation)
+        for letter, option in zip("ABCDE", task.options(input)[1], strict=False):
+            parsed = task.parse(form.format(letter, option), input)
+            assert parsed.annotation is not None and parsed.annotation[-1] == letter
