@@ -103,22 +103,23 @@ def _contamination_lines(found: Mapping[str, Any]) -> list[str]:
     if not found.get("test_sets"):
         return []
     lines = [
-        "## Training text in test sets",
+        "## Training text in held-out sets",
         "",
         f"Of {found['train_rows']} training rows {found['shared_rows']} share {found['n']} consecutive words "
-        f"(a shorter text: all of its words) with a test set; {found['dropped_rows']} were dropped for it.",
+        f"(a shorter text: all of its words) with a test set; {found['dropped_rows']} were dropped for it. "
+        f"{found['validation_shared_rows']} share text with a validation set; none is dropped for that.",
         "",
     ]
     if found["pairs"]:
         lines += [
-            "| train | test | train rows | test rows | share of the test set | test texts word for word in train |",
-            "| --- | --- | ---: | ---: | ---: | ---: |",
+            "| train | held out | as | train rows | rows of it | share of it | its texts word for word in train |",
+            "| --- | --- | --- | ---: | ---: | ---: | ---: |",
         ]
     for pair in found["pairs"]:
         test = f"{pair['test_source']} {pair['test_split']}"
         share = f"{100 * pair['test_share']:.2f} %"
         counts = (pair["train_rows"], pair["test_rows"], share, pair["identical_test_rows"])
-        lines.append(_row(pair["train_source"], test, *counts))
+        lines.append(_row(pair["train_source"], test, pair["role"], *counts))
     return [*lines, ""] if found["pairs"] else lines
 
 

@@ -1,4 +1,4 @@
-"""Training rows that share text with a test set, found by n-grams of words.
+"""Training rows that share text with held-out rows (test or validation sets), found by n-grams of words.
 
 A row's text is its input, or its instruction where it has no input (the answer is not looked at). It is lower-cased and
 cut into runs of letters and digits, so that tokenised corpora compare with running text. Two rows share text if they
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -21,6 +21,7 @@ import numpy as np
 
 from medtune_jax.tasks.rows import Row
 
+TEST, VALIDATION = "test", "validation"
 N = 13
 EXAMPLES = 3  # pairs of row ids shown of each pair of sets
 _BATCH = 4096  # rows hashed at once
@@ -31,26 +32,34 @@ _FILTER_BITS = 25  # a table of 2**25 flags (32 MB) spares most n-grams the sear
 
 
 class HeldOut(NamedTuple):
-    """Rows that no training row may share text with."""
+    """Rows that no training row should share text with.
+
+    Attributes:
+      split: of the source.
+      role: what they are held out as: "test", or "validation" for what runs are evaluated on while they are developed.
+    """
 
     source: str
     split: str
     rows: Sequence[Row]
+    role: str = TEST
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """What training rows and test sets share.
+    """What training rows and held-out sets share.
 
     Attributes:
-      pairs: one for each training source and test set that share text, JSON-ready: how many rows of either do, their
-        shares, how many test texts stand in training word for word, and the first rows by their ids.
+      pairs: one for each training source and held-out set that share text, JSON-ready: how many rows of either do,
+        their shares, how many held-out texts stand in training word for word, and the first rows by their ids.
       hit: [training rows] bool, the rows that share text with any test set.
-      test_sets: (source, split, rows) of what was compared with.
+      validation_hit: [training rows] bool, those that share text with any validation set.
+      test_sets: source, split, rows and role of what was compared with.
     """
 
     pairs: list[dict[str, Any]]
     hit: np.ndarray
+    validation_hit: np.ndarray
     test_sets: list[dict[str, Any]]
 
 
@@ -73,29 +82,29 @@ class _Grams(NamedTuple):
 
 
 def overlap(train: Sequence[Row], tests: Iterable[HeldOut]) -> Overlap:
-    """Compares training rows with test sets.
+    """Compares training rows with held-out sets.
 
-    Memory: about 24 bytes for each n-gram of the test sets and 32 MB; training rows are hashed in batches. Test rows
-    are not kept, only their ids.
+    Memory: about 24 bytes for each n-gram of the held-out sets and 32 MB; training rows are hashed in batches. Held-out
+    rows are not kept, only their ids.
     """
     words = _Words()
     index = _index(tests, words)
     by_source: dict[str, list[int]] = {}
     for number, row in enumerate(train):
         by_source.setdefault(row.source, []).append(number)
-    hit = np.zeros(len(train), bool)
+    hits = {role: np.zeros(len(train), bool) for role in (TEST, VALIDATION)}
     pairs = []
     for source, numbers in by_source.items():
-        pairs += _compare(source, [train[number] for number in numbers], np.array(numbers), index, words, hit)
-    return Overlap(pairs, hit, index.described())
+        pairs += _compare(source, [train[number] for number in numbers], np.array(numbers), index, words, hits)
+    return Overlap(pairs, hits[TEST], hits[VALIDATION], index.described())
 
 
 @dataclass(frozen=True)
 class _Index:
-    """The n-grams of all test sets.
+    """The n-grams of all held-out sets.
 
     Attributes:
-      sets: (source, split, rows) of each set, in the order of their rows.
+      sets: (source, split, rows, role) of each set, in the order of their rows.
       ids: of the rows of all sets.
       set_of_row: [rows] index in `sets`.
       grams: [U] uint64, sorted, each once; `starts` [U + 1]: where the rows of each begin in `posting`.
@@ -104,7 +113,7 @@ class _Index:
       whole: [rows] hashes of whole texts.
     """
 
-    sets: list[tuple[str, str, int]]
+    sets: list[tuple[str, str, int, str]]
     ids: list[str]
     set_of_row: np.ndarray
     grams: np.ndarray
@@ -114,7 +123,7 @@ class _Index:
     whole: np.ndarray
 
     def described(self) -> list[dict[str, Any]]:
-        return [{"source": source, "split": split, "rows": rows} for source, split, rows in self.sets]
+        return [dict(zip(("source", "split", "rows", "role"), entry, strict=True)) for entry in self.sets]
 
     def find(self, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Returns the positions in `grams` that are in the index, and their indices there."""
@@ -127,7 +136,7 @@ class _Index:
 
 
 def _index(tests: Iterable[HeldOut], words: _Words) -> _Index:
-    sets: list[tuple[str, str, int]] = []
+    sets: list[tuple[str, str, int, str]] = []
     ids: list[str] = []
     grams, rows, whole = [], [], []
     for test in tests:
@@ -135,7 +144,7 @@ def _index(tests: Iterable[HeldOut], words: _Words) -> _Index:
             grams.append(batch.grams)
             rows.append((batch.rows + (len(ids) + first)).astype(np.int32))
             whole.append(batch.whole)
-        sets.append((test.source, test.split, len(test.rows)))
+        sets.append((test.source, test.split, len(test.rows), test.role))
         ids += [row.id for row in test.rows]
     all_grams, all_rows = _joined(grams, np.uint64), _joined(rows, np.int32)
     order = np.argsort(all_grams, kind="stable")
@@ -145,7 +154,7 @@ def _index(tests: Iterable[HeldOut], words: _Words) -> _Index:
     return _Index(
         sets=sets,
         ids=ids,
-        set_of_row=np.repeat(np.arange(len(sets)), [count for _, _, count in sets]),
+        set_of_row=np.repeat(np.arange(len(sets)), [count for _, _, count, _ in sets]),
         grams=unique,
         starts=np.append(starts, len(all_grams)),
         posting=all_rows[order],
@@ -155,9 +164,14 @@ def _index(tests: Iterable[HeldOut], words: _Words) -> _Index:
 
 
 def _compare(
-    source: str, train: list[Row], numbers: np.ndarray, index: _Index, words: _Words, hit: np.ndarray
+    source: str,
+    train: list[Row],
+    numbers: np.ndarray,
+    index: _Index,
+    words: _Words,
+    hits: Mapping[str, np.ndarray],
 ) -> list[dict[str, Any]]:
-    """Returns the pairs of one training source; marks its rows in `hit`, at `numbers`."""
+    """Returns the pairs of one training source; marks its rows in `hits` of a set's role, at `numbers`."""
     sets = len(index.sets)
     train_rows = np.zeros(sets, np.int64)
     examples: list[list[tuple[str, str]]] = [[] for _ in range(sets)]
@@ -168,10 +182,10 @@ def _compare(
         if not len(at):
             continue
         grams_hit[gram] = True
-        hit[numbers[first + np.unique(batch.rows[at])]] = True
         for row, test_row in _meetings(batch.rows[at], gram, index):
             test_set = index.set_of_row[test_row]
             train_rows[test_set] += 1
+            hits[index.sets[test_set][-1]][numbers[first + row]] = True
             if len(examples[test_set]) < EXAMPLES:
                 examples[test_set].append((train[first + row].id, index.ids[test_row]))
     met = np.unique(index.posting[np.repeat(grams_hit, np.diff(index.starts))])
@@ -183,6 +197,7 @@ def _compare(
             "train_source": source,
             "test_source": name,
             "test_split": split,
+            "role": role,
             "train_rows": int(train_rows[number]),
             "train_share": int(train_rows[number]) / len(train),
             "test_rows": int(test_rows[number]),
@@ -190,7 +205,7 @@ def _compare(
             "identical_test_rows": int(identical[number]),
             "examples": [list(pair) for pair in examples[number]],
         }
-        for number, (name, split, count) in enumerate(index.sets)
+        for number, (name, split, count, role) in enumerate(index.sets)
         if train_rows[number]
     ]
 

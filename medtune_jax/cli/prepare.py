@@ -70,7 +70,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         None,
         ["report", "drop", "off"],
         "Training rows that share 13 consecutive words (or a shorter text as a whole) with a test set of any source "
-        "found: report them, drop them, or do not look. As the mixture says, else report.",
+        "found: report them, drop them, or do not look. As the mixture says, else report. What they share with the "
+        "validation rows of the result is reported only.",
         flag_values=flags,
     )
 
@@ -145,18 +146,21 @@ def _mixture(mixture: Mapping[str, Any]) -> str:
 def _contamination(found: Mapping[str, Any]) -> str:
     if found["mode"] == "off" or not found["train_rows"]:
         return ""
-    sets = len(found["test_sets"])
+    roles = [tested["role"] for tested in found["test_sets"]]
     summary = (
-        f"Training text in {sets} test sets: {found['shared_rows']} of {found['train_rows']} training rows share "
-        f"{found['n']} words in a row (or a shorter text) with one; {found['dropped_rows']} dropped."
+        f"Training text in {roles.count('test')} test sets: {found['shared_rows']} of {found['train_rows']} training "
+        f"rows share {found['n']} words in a row (or a shorter text) with one; {found['dropped_rows']} dropped."
     )
-    rows = [("train", "test", "train rows", "test rows", "share of test", "same text")]
+    if "validation" in roles:
+        summary += (
+            f" In {roles.count('validation')} validation sets: {found['validation_shared_rows']} rows, reported only."
+        )
+    rows = [("train", "held out", "as", "train rows", "rows of it", "share of it", "same text")]
     for pair in found["pairs"]:
         test = f"{pair['test_source']} {pair['test_split']}"
         share = f"{100 * pair['test_share']:.2f} %"
-        rows.append(
-            (pair["train_source"], test, pair["train_rows"], pair["test_rows"], share, pair["identical_test_rows"])
-        )
+        counts = (pair["train_rows"], pair["test_rows"], share, pair["identical_test_rows"])
+        rows.append((pair["train_source"], test, pair["role"], *counts))
     return "\n".join(["", summary, *([_table(rows)] if found["pairs"] else []), ""])
 
 

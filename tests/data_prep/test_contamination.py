@@ -53,14 +53,19 @@ def test_a_row_without_input_is_compared_by_its_instruction():
 
 def test_counts_and_examples_are_given_for_each_pair_of_sets():
     train = [*rows("a", LONG, "nothing", LONG + " again"), *rows("c", "flu")]
-    tests = [HeldOut("b", "test", rows("b", LONG, "free", LONG)), HeldOut("b", "test2", rows("b2", "flu", "cold"))]
+    tests = [
+        HeldOut("b", "test", rows("b", LONG, "free", LONG)),
+        HeldOut("b", "test2", rows("b2", "flu", "cold"), "validation"),
+    ]
     found = overlap(train, tests)
-    assert found.hit.tolist() == [True, False, True, True]
+    assert found.hit.tolist() == [True, False, True, False]
+    assert found.validation_hit.tolist() == [False, False, False, True]
     assert found.pairs == [
         {
             "train_source": "a",
             "test_source": "b",
             "test_split": "test",
+            "role": "test",
             "train_rows": 2,
             "train_share": 2 / 3,
             "test_rows": 2,
@@ -72,6 +77,7 @@ def test_counts_and_examples_are_given_for_each_pair_of_sets():
             "train_source": "c",
             "test_source": "b",
             "test_split": "test2",
+            "role": "validation",
             "train_rows": 1,
             "train_share": 1.0,
             "test_rows": 1,
@@ -81,8 +87,8 @@ def test_counts_and_examples_are_given_for_each_pair_of_sets():
         },
     ]
     assert found.test_sets == [
-        {"source": "b", "split": "test", "rows": 3},
-        {"source": "b", "split": "test2", "rows": 2},
+        {"source": "b", "split": "test", "rows": 3, "role": "test"},
+        {"source": "b", "split": "test2", "rows": 2, "role": "validation"},
     ]
 
 
@@ -156,9 +162,36 @@ def test_a_test_set_that_cannot_be_read_is_named_and_stops_nothing(raw, tmp_path
     assert any("Not compared with training: BC2GM test" in warning for warning in result["warnings"])
 
 
+def test_validation_rows_are_compared_and_no_training_row_is_dropped_for_them_alone(raw, tmp_path):
+    (raw / "NCBI-disease" / "devel.tsv").write_text("flu\tB\n\n" + "".join(f"{word}\tO\n" for word in LONG.split()))
+    (tmp_path / "mine.toml").write_text(
+        "".join(f"[[{split}]]\nsource = 'NCBI-disease'\n" for split in ("train", "validation"))
+    )
+    result = prepare(tmp_path / "rows", raw_dir=raw, mixture=str(tmp_path / "mine.toml"), contamination="drop")
+    found = result["contamination"]
+    assert [(pair["test_source"], pair["test_split"], pair["role"], pair["train_rows"]) for pair in found["pairs"]] == [
+        ("NCBI-disease", "test", "test", 1),
+        ("BC2GM", "test", "test", 1),
+        ("NCBI-disease", "validation", "validation", 2),
+    ]
+    assert (found["shared_rows"], found["validation_shared_rows"], found["dropped_rows"]) == (1, 2, 1)
+    assert [row.input for row in read_rows(tmp_path / "rows", "train")] == ["flu"]
+    card = (tmp_path / "rows" / "README.md").read_text()
+    assert "| NCBI-disease | NCBI-disease validation | validation | 2 | 2 | 100.00 % | 2 |" in card
+
+
+def test_validation_rows_of_a_test_split_are_compared_once_as_that_test_set(raw, tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        "[[train]]\nsource = 'NCBI-disease'\n[[validation]]\nsource = 'NCBI-disease'\nsplit = 'test'\n"
+    )
+    found = prepare(tmp_path / "rows", raw_dir=raw, mixture=str(tmp_path / "mine.toml"))["contamination"]
+    assert [tested["role"] for tested in found["test_sets"]] == ["test", "test"]
+
+
 def test_94_test_sentences_of_jnlpba_stand_in_its_training_set(shared_data, tmp_path):
     result = prepare(tmp_path / "rows", raw_dir=None, raw={"JNLPBA": shared_data / "raw" / "JNLPBA"})
     train = {row.input for row in read_rows(tmp_path / "rows", "train")}
     assert len(train & {row.input for row in read_rows(tmp_path / "rows", "test")}) == 94
-    (pair,) = result["contamination"]["pairs"]
+    pair = result["contamination"]["pairs"][0]
+    assert pair["role"] == "test"
     assert (pair["train_rows"], pair["test_rows"], pair["identical_test_rows"]) == (126, 101, 100)

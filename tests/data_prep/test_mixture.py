@@ -119,7 +119,7 @@ def test_the_verb_prints_what_was_mixed_what_is_missing_and_what_is_shared(raw, 
     assert re.search(r"train +NCBI-disease +train +10 +9 +9 +duplicate: 1\n", printed)
     assert re.search(r"train +BC2GM +train +0 +0 +- +MISSING: no train\.tsv\n", printed)
     assert "1 of 12 training rows share 13 words in a row (or a shorter text) with one; 0 dropped." in printed
-    assert re.search(r"NCBI-disease +NCBI-disease validation +1 +1 +100\.00 % +1\n", printed)
+    assert re.search(r"NCBI-disease +NCBI-disease validation +test +1 +1 +100\.00 % +1\n", printed)
     assert "missing: BC2GM: train.tsv\n" in printed
     assert dispatch(["prepare", *arguments, "--json", "--contamination=drop"]) == 0
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
