@@ -55,7 +55,8 @@ def read_folders(path: Path, task: Task, ask: Ask = ANY) -> NativeFile:
     The folder, or each of its subfolders in order of name (beth, partners), holds `txt/NAME.txt`, `concept/NAME.con`
     (or `concepts/`) and `rel/NAME.rel`; the texts may also lie in `test_data/` beside it, as those of the test set do.
     Documents come in order of name, pairs in the order of the .con file. A pair with several relations gives a row for
-    each; a relation across lines is dropped. Ids are those of BLUE, `NAME.NAME.con.lI.NAME.con.lJ` with I and J the
+    each, in the order of the .rel file (in BLUE's rows from the last to the first, and documents in no stated order);
+    a relation across lines is dropped. Ids are those of BLUE, `NAME.NAME.con.lI.NAME.con.lJ` with I and J the
     lines in the .con file from 0.
 
     Raises:

@@ -108,7 +108,8 @@ SOURCES = (
         task=NliTask(),
         licence="PhysioNet Credentialed Health Data License 1.5.0",
         credentialed=True,
-        description="Inference between sentences on patients' past medical history (Romanov and Shivade 2018).",
+        description="Inference between sentences on patients' past medical history (Romanov and Shivade 2018). "
+        "A row's group is a hash of its premise, which three hypotheses share.",
         where="complete the training and sign the data use agreement at PhysioNet, then download "
         "https://physionet.org/content/mednli/1.0.0/: mli_train_v1.jsonl, mli_dev_v1.jsonl and mli_test_v1.jsonl into "
         "the folder MedNLI",
