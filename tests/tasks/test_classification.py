@@ -127,12 +127,27 @@ def test_scores_equal_scikit_learn(pairs):
     macro = f1_score(gold, guesses, labels=LABELS, average="macro", zero_division=0)
     assert scores["macro_f1"] == pytest.approx(macro)
     positive = f1_score(gold, guesses, labels=["Treats", "Causes"], average="micro", zero_division=0)
-    assert scores["f1_positive"] == pytest.approx(positive)
+    unread = guesses.count("unparsable")
+    right = sum(one == other != "No Relations" for one, other in pairs)
+    of_labels = sum(one not in (None, "No Relations") for pair in pairs for one in pair)
+    assert unread or scores["f1_positive"] == pytest.approx(positive)
+    assert scores["f1_positive"] == pytest.approx(2 * right / (of_labels + unread) if of_labels + unread else 0)
 
 
 def test_an_unparsable_answer_is_never_the_negative_class():
     row = RELATION.statistics(("x", "No Relations"), RELATION.parse("rubbish", "x"), "x")
     assert row["unparsable"] == 1 and RELATION.metrics(totals([row]))["accuracy"] == 0
+
+
+@pytest.mark.parametrize("gold", LABELS)
+def test_an_unparsable_answer_costs_as_much_as_a_wrong_label(gold):
+    def score(guess):
+        rows = [("Treats", "Treats"), (gold, guess)]
+        counts = [RELATION.statistics(("x", g), Parsed(None if a is None else ("x", a)), "x") for g, a in rows]
+        return float(RELATION.metrics(totals(counts))["f1_positive"])
+
+    wrong = "Causes" if gold != "Causes" else "Treats"
+    assert score(None) == score(wrong) < 1
 
 
 def constant_scores(task, train, label):
@@ -167,6 +182,14 @@ def test_no_constant_answer_scores_above_the_baseline_on_its_training_rows(label
 )
 def test_ties_between_constant_answers_are_settled_by_frequency_then_order(labels, constant):
     assert RELATION.baselines([("x", label) for label in labels])["constant"]("x") == constant
+
+
+def test_the_constant_negative_answer_is_given_where_another_constant_leads():
+    train = [("a", "No Relations"), ("b", "No Relations"), ("c", "Treats")]
+    assert [*RELATION.baselines(train)] == ["constant", "constant_negative"]
+    assert RELATION.baselines(train)["constant_negative"]("x") == "No Relations"
+    by_accuracy = LabelTask("relation", LABELS, negative="No Relations", metric="accuracy")
+    assert [*by_accuracy.baselines(train)] == [*NliTask().baselines([])] == ["constant"]
 
 
 def test_every_row_has_the_same_statistics_and_metrics_keep_the_shape_of_resamples():

@@ -172,7 +172,8 @@ def test_f1_and_accuracy_equal_scikit_learn(pairs):
 
     gold, found = matrix([gold for gold, _ in pairs]), matrix([answer for _, answer in pairs])
     got = scores(pairs)
-    assert got["micro_f1"] == pytest.approx(f1_score(gold, found, average="micro", zero_division=0))
+    if all(answer is not None for _, answer in pairs):
+        assert got["micro_f1"] == pytest.approx(f1_score(gold, found, average="micro", zero_division=0))
     assert got["macro_f1"] == pytest.approx(f1_score(gold, found, average="macro", zero_division=0))
     read = [pair for pair in pairs if pair[1] is not None]
     right = accuracy_score(matrix([g for g, _ in read]), matrix([a for _, a in read]), normalize=False) if read else 0
@@ -249,6 +250,18 @@ def test_no_constant_set_that_occurs_scores_above_the_baseline(metric, golds):
     rivals = SETS if metric in ("micro_f1", "macro_f1") else [(), *golds]
     best = max(scores([(gold, rival) for gold in golds])[metric] for rival in rivals)
     assert scores([(gold, constant) for gold in golds])[metric] >= best - 1e-12
+
+
+@pytest.mark.parametrize("gold", [(), (REPAIR,), (REPAIR, SUGAR)])
+def test_an_unparsable_answer_costs_as_much_as_a_wrong_label(gold):
+    right = ((GROWTH,), (GROWTH,))
+    assert scores([right, (gold, None)])["micro_f1"] == scores([right, (gold, (SPREAD,))])["micro_f1"] < 1
+
+
+def test_always_none_is_a_second_constant_answer_where_another_leads():
+    answers = TASK.baselines([("x", REPAIR), ("y", "None"), ("z", "None")])
+    assert (answers["constant"]("x"), answers["constant_negative"]("x")) == (REPAIR, "None")
+    assert [*TASK.baselines([("x", "None")])] == ["constant"]
 
 
 def test_without_training_rows_the_constant_answer_is_none():
