@@ -14,6 +14,7 @@ from medtune_jax.data_prep.conll import MARKERS, conll_sentences, read_conll
 from medtune_jax.data_prep.indexed_tsv import Line, read_lines
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.ner import NerTask
+from medtune_jax.tasks.registry import quoted
 from medtune_jax.tasks.rows import Row, read_rows
 from medtune_jax.tasks.source import Source
 
@@ -42,10 +43,10 @@ def read_conll_pair(gold: Path, predicted: Path, source: Source) -> list[Answere
                 f"{path} has {number - 1:,} sentences, but {other}:{at[0][0]} begins another: both files must hold the "
                 "same sentences."
             )
-        _check_tokens(gold, expected, predicted, found)
+        _check_tokens(gold, expected, predicted, found, source)
         tokens, tags = records[number - 1].annotation
         input, output = task.render((tokens, tags))
-        predicted_tags = tuple(_tag(task, tag, f"{predicted}:{line}") for line, _, tag in found)
+        predicted_tags = tuple(_tag(task, tag, f"{predicted}:{line}", source) for line, _, tag in found)
         row = Row("", input, output, source.name, group=records[number - 1].group)
         answered.append((row, task.render((tokens, predicted_tags))[1]))
     return answered
@@ -55,24 +56,27 @@ def _without_markers(path: Path) -> list[_Sentence]:
     return [one for one in conll_sentences(path) if not (len(one) == 1 and one[0][1].startswith(MARKERS))]
 
 
-def _check_tokens(gold: Path, expected: _Sentence, predicted: Path, found: _Sentence) -> None:
+def _check_tokens(gold: Path, expected: _Sentence, predicted: Path, found: _Sentence, source: Source) -> None:
+    def shown(token: str) -> str:
+        return quoted(token, source.name)
+
     for one, other in zip_longest(expected, found):
         if one is not None and other is not None and one[1] == other[1]:
             continue
         if one is None:
-            problem = f"{predicted}:{other[0]}: token '{other[1]}', but {gold}:{expected[-1][0]} ends the sentence"
+            problem = f"{predicted}:{other[0]}: token {shown(other[1])}, but {gold}:{expected[-1][0]} ends the sentence"
         elif other is None:
-            problem = f"{predicted}:{found[-1][0]}: the sentence ends, but {gold}:{one[0]} goes on with '{one[1]}'"
+            problem = f"{predicted}:{found[-1][0]}: the sentence ends, but {gold}:{one[0]} goes on with {shown(one[1])}"
         else:
-            problem = f"{predicted}:{other[0]}: token '{other[1]}', but {gold}:{one[0]} has '{one[1]}'"
+            problem = f"{predicted}:{other[0]}: token {shown(other[1])}, but {gold}:{one[0]} has {shown(one[1])}"
         raise UserError(f"{problem}. Both files must hold the same tokens, one tag each.")
 
 
-def _tag(task: NerTask, tag: str, where: str) -> str:
+def _tag(task: NerTask, tag: str, where: str, source: Source) -> str:
     if not task.labels and tag[:2] in ("B-", "I-"):
         tag = tag[0]
     if tag not in task.tags:
-        raise UserError(f"{where}: bad tag '{tag}'; expected one of {', '.join(task.tags)}.")
+        raise UserError(f"{where}: bad tag {quoted(tag, source.name)}; expected one of {', '.join(task.tags)}.")
     return tag
 
 
@@ -86,8 +90,8 @@ def read_label_pair(gold: Path, predicted: Path, source: Source) -> list[Answere
         row, in any order; of several rows with the same sentence the first line is the first row's.
 
     Raises:
-      UserError: with file and line, a line that is not in this form or answers no gold row; a gold row without an
-        answer; a gold label that is none of the task's.
+      UserError: with file and line, a line that is not in this form or answers no gold row, a label that is none of
+        the task's; a gold row without an answer.
     """
     rows = _gold_of_tsv(gold, source) if gold.suffix == ".tsv" else read_rows(gold, sources=[source.name])
     ids = [row.id for row in rows]
@@ -102,14 +106,34 @@ def read_label_pair(gold: Path, predicted: Path, source: Source) -> list[Answere
         if not waiting.get(key):
             more = "a second answer to" if key in waiting else "no row of the gold has"
             raise UserError(
-                f"{line.where}: {more} the {'id' if by_id else 'sentence'} '{key}'; one line per row of {gold}, by its "
-                "id or its sentence, is expected."
+                f"{line.where}: {more} the {'id' if by_id else 'sentence'} {quoted(key, source.name)}; one line per "
+                f"row of {gold}, by its id or its sentence, is expected."
             )
-        answers[waiting[key].pop(0)] = line.label
+        at = waiting[key].pop(0)
+        _check_label(line, rows[at], source)
+        answers[at] = line.label
     for at, row in enumerate(rows):
         if at not in answers:
-            raise UserError(f"{predicted} has no line for row {at} of {gold}, '{row.id if by_id else row.input}'.")
+            asked = quoted(row.id if by_id else row.input, source.name)
+            raise UserError(f"{predicted} has no line for row {at} of {gold}, {asked}.")
     return [(row, answers[at]) for at, row in enumerate(rows)]
+
+
+def _check_label(line: Line, row: Row, source: Source) -> None:
+    """Raises UserError where a label is not just as the task writes it: unread, it would count as a wrong answer.
+
+    Of several labels any order will do.
+    """
+    read = source.task.parse(line.label, row.input)
+    if read.annotation is None or not {*read.problems} <= {"order"}:
+        raise UserError(
+            f"{line.where}: {quoted(line.label, source.name)} is no label of {source.name}"
+            f"{_expected(source)}. Write the labels as the task does."
+        )
+
+
+def _expected(source: Source) -> str:
+    return f" ({', '.join(source.task.labels)})" if source.task.labels else ""
 
 
 def _key(line: Line) -> str:
@@ -122,8 +146,8 @@ def _gold_of_tsv(path: Path, source: Source) -> Sequence[Row]:
         annotation = source.task.gold(line.label, line.sentence, {}).annotation
         if annotation is None:
             raise UserError(
-                f"{line.where}: '{line.label}' is no label of {source.name} ({', '.join(source.task.labels)}). Give "
-                "the rows that `medtune prepare` writes of this file instead."
+                f"{line.where}: {quoted(line.label, source.name)} is no label of {source.name}{_expected(source)}. "
+                "Give the rows that `medtune prepare` writes of this file instead."
             )
         rows.append(Row("", line.sentence, source.task.render(annotation)[1], source.name, id=line.index))
     return rows

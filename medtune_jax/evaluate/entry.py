@@ -16,6 +16,7 @@ from medtune_jax.evaluate.predictions import Prediction
 from medtune_jax.evaluate.protocols import Protocol
 from medtune_jax.evaluate.table import Table, matrix
 from medtune_jax.tasks.base import Parsed, Task
+from medtune_jax.tasks.registry import quoted
 from medtune_jax.tasks.rows import Row, gold_sha256
 from medtune_jax.tasks.source import UNSTATED, Published, Source
 
@@ -108,13 +109,15 @@ def read_gold(task: Task, position: int, row: Prediction | Row) -> Parsed:
         facts = None
     if not isinstance(facts, dict):
         raise UserError(
-            f"{row.source}, row {position}: `meta` must be a JSON object or empty, found {_short(row.meta)}."
+            f"{row.source}, row {position}: `meta` must be a JSON object or empty, found "
+            f"{quoted(row.meta, row.source)}."
         )
     gold = task.gold(row.output, row.input, facts)
     if gold.annotation is None:
         raise UserError(
             f"{row.source}, row {position}: the gold output is not a well-formed {task.kind} answer "
-            f"({', '.join(gold.problems) or gold.status}): {_short(row.output)}.{_labels(task)} Mend the rows."
+            f"({', '.join(gold.problems) or gold.status}): {quoted(row.output, row.source)}.{_labels(task)} "
+            "Mend the rows."
         )
     return gold
 
@@ -245,7 +248,7 @@ def _baselines(
     scored = [(prediction.input, prediction.output) for prediction in predictions]
     entries: dict[str, Any] = {}
     for name, answer in task.baselines(train or scored).items():
-        if not train and name != "constant":
+        if not train and not name.startswith("constant"):
             entries[name] = {"not_available": "no training rows of this source were given"}
             continue
         parsed = [task.parse(answer(prediction.input), prediction.input) for prediction in predictions]
@@ -292,7 +295,3 @@ def _training_mentions(task: Task, train: Pairs) -> set[str]:
     nothing = Parsed(None)
     golds = [(task.parse(output, text).annotation, text) for text, output in train]
     return {error.gold for gold, text in golds if gold is not None for error in task.errors(gold, nothing, text)}
-
-
-def _short(text: str, limit: int = 80) -> str:
-    return repr(text if len(text) <= limit else text[: limit - 3] + "...")

@@ -17,6 +17,7 @@ from medtune_jax.errors import UserError
 from medtune_jax.evaluate.predictions import Prediction
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.counts import ratio
+from medtune_jax.tasks.registry import quoted
 
 RAW, NORMALISED = "ll_correct", "ll_norm_correct"
 
@@ -32,8 +33,9 @@ def statistics(task: Task, prediction: Prediction, gold: Any) -> dict[str, float
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if not text or not number or not math.isfinite(value):
             raise UserError(
-                f"{prediction.source}, row {prediction.row}: the log-likelihood of candidate '{text}' is {value!r}; "
-                "every candidate needs a text and a finite number."
+                f"{prediction.source}, row {prediction.row}: the log-likelihood of candidate "
+                f"{quoted(text, prediction.source)} is {value if number else type(value).__name__}; every candidate "
+                "needs a text and a finite number."
             )
     if not candidates:
         return {RAW: 0, NORMALISED: 0}

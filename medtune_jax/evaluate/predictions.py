@@ -86,6 +86,8 @@ def prediction_key(row: int, id: str, source: str, model: str, prompt: str, deco
 def read_predictions(path: str | Path) -> list[Prediction]:
     """Reads a predictions file, or the one in a folder; source, input, output and generated are enough (null = absent).
 
+    Other keys, as other tools write them, are ignored; `meta` may be an object.
+
     Raises:
       UserError: no file, no line, or a line that is not a prediction (named as file:line).
     """
@@ -116,31 +118,35 @@ def _parse_line(line: bytes, row: int, where: str) -> Prediction:
     for name in _REQUIRED:
         if name not in values:
             raise UserError(f"{where} lacks '{name}'. A prediction needs at least {', '.join(_REQUIRED)}.")
-    values = {name: value for name, value in values.items() if value is not None or name in _REQUIRED}
+    values = {
+        name: value for name, value in values.items() if name in _REQUIRED or (name in _FIELDS and value is not None)
+    }
+    if isinstance(values.get("meta"), dict):
+        values["meta"] = json.dumps(values["meta"], sort_keys=True, ensure_ascii=False)
     for name, value in values.items():
-        if name not in _FIELDS:
-            raise UserError(f"{where} has the unknown key '{name}'.{did_you_mean(name, _FIELDS)}")
         if name == "loglikelihoods":
             _check_loglikelihoods(value, where)
             continue
         kind = int if _FIELDS[name] == "int" else str
         if not isinstance(value, kind) or isinstance(value, bool):
-            raise UserError(f"{where}: '{name}' is {value!r}; expected {'an integer' if kind is int else 'text'}.")
+            expected = "an integer" if kind is int else "text"  # the value itself may be a row's text: not shown
+            raise UserError(f"{where}: '{name}' is of type {type(value).__name__}; expected {expected}.")
     reason = values.get("finish_reason", "")
     if reason not in get_args(FinishReason):
-        raise UserError(f"{where}: finish_reason is '{reason}'.{did_you_mean(reason, get_args(FinishReason)[1:])}")
+        raise UserError(f"{where}: unknown finish_reason.{did_you_mean(reason, get_args(FinishReason)[1:])}")
     blank: dict[str, Any] = {name: 0 if kind == "int" else "" for name, kind in _FIELDS.items()}
     return Prediction(**{**blank, "loglikelihoods": None, "row": row, **values})
 
 
 def _check_loglikelihoods(value: Any, where: str) -> None:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: 'loglikelihoods' is {value!r}; expected an object of candidate output and number.")
-    for candidate, number in value.items():
+        raise UserError(
+            f"{where}: 'loglikelihoods' is of type {type(value).__name__}; expected an object of candidate output and "
+            "number."
+        )
+    for at, number in enumerate(value.values(), 1):
         if not isinstance(number, int | float) or isinstance(number, bool) or not math.isfinite(number):
-            raise UserError(
-                f"{where}: the log-likelihood of candidate '{candidate}' is {number!r}; expected a finite number."
-            )
+            raise UserError(f"{where}: the log-likelihood of candidate {at} is not a finite number.")
 
 
 class PredictionLog:

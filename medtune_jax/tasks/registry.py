@@ -63,6 +63,17 @@ def get_source(name: str) -> Source:
     return source
 
 
+def quoted(text: str, source: str, limit: int = 80) -> str:
+    """Returns a row's text in quotes for an error message, shortened; of a source that may be gated its length only.
+
+    Messages end in logs and in reports of defects, where the text of a corpus under agreement must not be.
+    """
+    known = find_source(source)
+    if known is None or known.credentialed:
+        return f"(text of {'an unknown' if known is None else 'a credentialed'} source, {len(text):,} characters)"
+    return repr(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
 def sources_named(name: str) -> list[Source]:
     """Returns the sources that a name stands for: one by name or alias, or all that share the raw folder of that name.
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from absl import app, flags
 
@@ -45,9 +45,10 @@ ROWS = {
 
 
 def main(_: list[str]) -> None:
+    from medtune_jax.evaluate.protocols import Protocol
     from medtune_jax.evaluate.score import score_file
 
-    found = []
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         path = Path(temporary) / "predictions.jsonl"
         count = write_predictions(path)
@@ -56,7 +57,7 @@ def main(_: list[str]) -> None:
             started, cpu = time.perf_counter(), time.process_time()
             if _PROFILE.value:
                 profile.enable()
-            scores = score_file(path, Path(temporary) / protocol, protocol=protocol)
+            scores = score_file(path, Path(temporary) / protocol, protocol=cast(Protocol, protocol))
             profile.disable()
             seconds, cpu = time.perf_counter() - started, time.process_time() - cpu
             leading = {name: entry["metrics"][entry["metric"]] for name, entry in scores.document["sources"].items()}

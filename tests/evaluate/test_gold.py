@@ -114,6 +114,18 @@ def test_the_scorer_of_a_figure_is_known_only_where_there_is_evidence_of_it():
         assert {one["scorer"] for one in published} == {"not stated"}
 
 
+@pytest.mark.parametrize(
+    ("source", "shown"), [("MedNLI", "a credentialed"), ("sample-nli", None)], ids=["credentialed", "open"]
+)
+@pytest.mark.parametrize("field", ["output", "meta"])
+def test_a_message_on_gold_shows_text_of_open_sources_only(source, shown, field):
+    row = replace(perfect(NLI)[0], source=source, **{field: "Mr Secret"})
+    with pytest.raises(UserError) as caught:
+        score([row], **FEW)
+    said = f"(text of {shown} source, 9 characters)" if shown else "'Mr Secret'"
+    assert said in str(caught.value) and ("Secret" in str(caught.value)) == (shown is None)
+
+
 def test_the_label_counts_stand_in_the_breakdown():
     rows = perfect(NLI)
     rows[0] = replace(rows[0], generated="Neutral")

@@ -72,8 +72,8 @@ def _labels(folder, rows, predicted):
 
 def test_labels_are_found_by_id_in_any_order(tmp_path):
     rows = _rows(NLI)
-    assert _labels(tmp_path, rows, "id-3\tNeutral\nid-0\tx y\nid-1\tEntailment\nid-2\tNeutral\n") == [
-        *("x y", "Entailment", "Neutral", "Neutral")
+    assert _labels(tmp_path, rows, "id-3\tNeutral\nid-0\tContradiction\nid-1\tEntailment\nid-2\tNeutral\n") == [
+        *("Contradiction", "Entailment", "Neutral", "Neutral")
     ]
 
 
@@ -97,6 +97,37 @@ def test_labels_are_found_by_sentence_and_a_repeated_sentence_in_order(tmp_path)
 def test_a_label_file_that_does_not_fit_is_named(tmp_path, predicted, message):
     with pytest.raises(UserError, match=message):
         _labels(tmp_path, _rows(NLI), predicted)
+
+
+@pytest.mark.parametrize("label", ["0", "entailment", "Entailment.", "x y"])
+def test_a_label_that_the_task_does_not_have_is_refused_and_not_scored_as_wrong(tmp_path, label):
+    lines = "".join(f"id-{at}\t{label if at == 2 else 'Neutral'}\n" for at in range(4))
+    with pytest.raises(
+        UserError, match=rf"pred\.tsv:3: '{label}' is no label of {NLI} \(Entailment, Contradiction, Neut"
+    ):
+        _labels(tmp_path, _rows(NLI), lines)
+
+
+def test_several_labels_may_come_in_any_order(tmp_path):
+    task = get_source("hoc").task
+    both = ", ".join(task.labels[1::-1])
+    rows = [Row("Do it.", "A sentence .", "None", "hoc", id="1"), Row("Do it.", "Another .", "None", "hoc", id="2")]
+    assert _labels(tmp_path, rows, f"1\t{both}\n2\tNone\n") == [both, "None"]
+
+
+def test_no_message_shows_text_under_agreement(tmp_path):
+    secret = "Mr Secret"
+    rows = [Row("Do it.", f"{secret} is ill .", "Neutral", "MedNLI")]
+    for lines in (f"{secret} is well .\tNeutral\n", f"{rows[0].input}\t{secret}\n", "\n"):
+        with pytest.raises(UserError) as caught:
+            _labels(tmp_path, rows, lines)
+        assert secret not in str(caught.value) and "(text of a credentialed source, " in str(caught.value)
+    secret = "Secret"
+    gold = f"{secret}\tO\nis\tO\n"
+    for predicted in (gold.replace(secret, "He"), gold.replace("is\tO", "is\tSecret"), f"{secret}\tO\n"):
+        with pytest.raises(UserError) as caught:
+            _conll(tmp_path, predicted, gold, "i2b2-2012")
+        assert secret not in str(caught.value) and "(text of a credentialed source, " in str(caught.value)
 
 
 def test_gold_labels_may_come_as_a_tsv(tmp_path):

@@ -168,6 +168,23 @@ def test_four_keys_are_enough(tmp_path):
     assert [(one.row, one.id, one.finish_reason) for one in read] == [(0, "", ""), (1, "", "")]
 
 
+def test_what_other_tools_add_is_ignored_and_meta_may_be_an_object(tmp_path):
+    line = {"source": "s", "input": "i", "output": "o", "generated": "g", "logprob": -1.5, "meta": {"b": "é", "a": 1}}
+    (tmp_path / "p.jsonl").write_text(json.dumps(line))
+    (read,) = read_predictions(tmp_path / "p.jsonl")
+    assert (read.generated, read.meta) == ("g", '{"a": 1, "b": "é"}')
+
+
+@pytest.mark.parametrize("name", ["generated", "row", "loglikelihoods", "finish_reason"])
+def test_no_message_shows_what_stands_in_the_line(tmp_path, name):
+    line = {"source": "s", "input": "i", "output": "o", "generated": "g", name: ["Mr Secret"]}
+    for value in (["Mr Secret"], {"Mr Secret": "Mr Secret"}, *([] if name == "generated" else ["Mr Secret"])):
+        (tmp_path / "p.jsonl").write_text(json.dumps(line | {name: value}))
+        with pytest.raises(UserError) as caught:
+            read_predictions(tmp_path / "p.jsonl")
+        assert "Secret" not in str(caught.value) and "p.jsonl:1" in str(caught.value)
+
+
 GOOD = {"source": "s", "input": "i", "output": "o", "generated": "g"}
 
 
@@ -177,21 +194,21 @@ GOOD = {"source": "s", "input": "i", "output": "o", "generated": "g"}
         ("{", r"p\.jsonl:2 is not JSON"),
         ("\0\0", r"p\.jsonl:2 is not JSON"),
         ("[]", r"p\.jsonl:2 is list"),
-        (json.dumps({**GOOD, "generated": None}), r"p\.jsonl:2: 'generated' is None; expected text"),
+        (json.dumps({**GOOD, "generated": None}), r"p\.jsonl:2: 'generated' is of type NoneType; expected text"),
         (json.dumps({key: GOOD[key] for key in ("source", "input", "output")}), r"p\.jsonl:2 lacks 'generated'"),
+        (json.dumps({**GOOD, "finish_reason": "eso"}), r"p\.jsonl:2: unknown finish_reason.*'eos'"),
+        (json.dumps({**GOOD, "row": "1"}), r"p\.jsonl:2: 'row' is of type str; expected an integer"),
+        (json.dumps({**GOOD, "meta": [1]}), r"p\.jsonl:2: 'meta' is of type list; expected text"),
         (
-            json.dumps({**GOOD, "finish_reson": "eos"}),
-            r"p\.jsonl:2 has the unknown key 'finish_reson'.*'finish_reason'",
+            json.dumps({**GOOD, "loglikelihoods": [1.0]}),
+            r"p\.jsonl:2: 'loglikelihoods' is of type list; expected an object",
         ),
-        (json.dumps({**GOOD, "finish_reason": "eso"}), r"p\.jsonl:2: finish_reason is 'eso'.*'eos'"),
-        (json.dumps({**GOOD, "row": "1"}), r"p\.jsonl:2: 'row' is '1'; expected an integer"),
-        (json.dumps({**GOOD, "loglikelihoods": [1.0]}), r"p\.jsonl:2: 'loglikelihoods' is \[1.0\]; expected an object"),
         (
             json.dumps({**GOOD, "loglikelihoods": {"Yes": -1, "No": float("nan")}}),
-            r"p\.jsonl:2: .* 'No' is nan; expected",
+            r"p\.jsonl:2: .* candidate 2 is not a finite number",
         ),
-        (json.dumps({**GOOD, "loglikelihoods": {"Yes": True}}), r"p\.jsonl:2: .* 'Yes' is True; expected a finite"),
-        (json.dumps({**GOOD, "row": True}), r"p\.jsonl:2: 'row' is True; expected an integer"),
+        (json.dumps({**GOOD, "loglikelihoods": {"Yes": True}}), r"p\.jsonl:2: .* candidate 1 is not a finite number"),
+        (json.dumps({**GOOD, "row": True}), r"p\.jsonl:2: 'row' is of type bool; expected an integer"),
     ],
 )
 def test_a_bad_line_is_named_by_file_and_number(tmp_path, line, message):
