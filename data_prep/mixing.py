@@ -45,10 +45,15 @@ class Batch:
     def __post_init__(self) -> None:
         counts: Counter[str] = Counter()
         self.numbers = []
+        names = self._names()
         for row in self.rows:
-            self.numbers.append(counts[row.source])
-            counts[row.source] += 1
+            self.numbers.append(counts[names[row.source]])
+            counts[names[row.source]] += 1
         self.found = len(self.rows)
+
+    def _names(self) -> dict[str, str]:
+        """Returns the registered name of each source, in whichever of its names it stands in the rows."""
+        return {name: registered_name(name) for name in dict.fromkeys(row.source for row in self.rows)}
 
     def keep(self, kept: Sequence[int], reason: str) -> None:
         """Keeps the rows at these positions, which are in order, and counts the others under `reason`."""
@@ -64,7 +69,7 @@ class Batch:
         rows lie plays no part: the same rows are drawn whatever their file is called.
         """
         split = self.ingredient.split
-        names = {name: registered_name(name) for name in dict.fromkeys(row.source for row in self.rows)}
+        names = self._names()
         return [
             _hash64(f"{seed}/{purpose}/{names[row.source]}/{split}/{number}")
             for row, number in zip(self.rows, self.numbers, strict=True)
