@@ -5,13 +5,14 @@ as it is. An answer is compared as a set, never as a string. `None` is no label:
 
 Kinds of problems beside those of `label_text`, of a repaired text: order (labels not in the task's order), repeat,
 separator (other punctuation than ", "), line_break (labels on several lines), name_only and abbreviation (half of a
-label `Name (AB)`), unknown_label (a separate piece, beside labels, that is none).
+label `Name (AB)`), alias (another spelling of a label), unknown_label (a separate piece, beside labels, that is none).
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -32,18 +33,25 @@ class LabelsTask(Task):
 
     kind = "labels"
 
-    def __init__(self, labels: Sequence[str], *, metric: str | None = None):
+    def __init__(
+        self, labels: Sequence[str], *, aliases: Mapping[str, str] = MappingProxyType({}), metric: str | None = None
+    ):
         """Sets up the forms in which each label is recognised.
+
+        Args:
+          labels: the names, as they are written.
+          aliases: other spelling -> label, read but never written.
+          metric: the leading metric, micro_f1 where not given.
 
         Raises:
           ValueError: no labels; one is empty, padded, "none" or holds a line feed or `;`; two cannot be told apart when
-            joined by ", "; or there is no such metric.
+            joined by ", "; an alias is a form of a label already, or stands for none; or there is no such metric.
         """
         self.labels = tuple(labels)
         self.metric = leading_metric(metric, METRICS)
         # Ten names of HoC are 107 Llama-2 tokens; a longer set needs more.
         self.max_new_tokens = max(128, sum(map(len, self.labels)))
-        self._lines = LabelLines(self.labels)
+        self._lines = LabelLines(self.labels, aliases)
         self._allowed: Allowed | None = None
 
     def render(self, annotation: Annotation) -> tuple[str, str]:
@@ -69,13 +77,15 @@ class LabelsTask(Task):
 
         The first line that is not blank is read in whatever words it is put, and after it the lines that hold labels
         only; a first line without a label that ends in ":" introduces them. A label is named in full in any case, by
-        its name without the bracket, or by the bracket ("(CD)") where it has two letters or more; the last two only
-        where they stand for one label. `None` is the empty set where no word follows it ("None of the first" says
-        something else).
+        its name without the bracket, by the bracket ("(CD)") where it has two letters or more, on a line of nothing
+        else also without its marks ("PS, CD"), or by an alias; halves only where they stand for one label. `None` is
+        the empty set where no word follows it, and so is a line such as "None of the above" or "No hallmarks" ("None of
+        the first" says something else).
 
         Unparsable, and so neither the empty set nor half an answer: empty_output; no_label; ambiguous, which is `None`
-        beside a label (an echoed list of options), a denied label, or a name with another label's bracket. Linear time
-        (see `Scanner`).
+        beside a label or another separate piece, a denied label (in a set, also beside one that is not denied: such an
+        answer weighs labels one by one), a form filled in label by label ("PS: yes"), or a name with another label's
+        bracket. Linear time (see `Scanner`).
         """
         lines, problems = answer_lines(text)
         if not lines:
@@ -88,6 +98,8 @@ class LabelsTask(Task):
         readings = [read]
         for line in lines[1:]:
             more = self._lines.read(line)
+            if more.judged:
+                readings.append(more)
             if not more.only_labels:
                 problems.append("trailing_text")
                 break
@@ -98,7 +110,7 @@ class LabelsTask(Task):
         problems += dict.fromkeys(problem for one in readings for problem in one.problems)
         none = any(one.says_none for one in readings)
         vague = any(one.vague_none for one in readings)
-        if any(one.contradictory for one in readings) or (chosen and (none or vague)):
+        if any(one.contradictory or one.judged for one in readings) or (chosen and (none or vague)):
             return Parsed(None, (*problems, "ambiguous"))
         if not chosen and not none:
             return Parsed(None, (*problems, "no_label"))

@@ -75,6 +75,13 @@ def test_nothing_and_none_are_the_empty_set_in_a_gold_answer(text):
         ("Growing without end, repair", (GROWTH, REPAIR), ("name_only",)),
         ("Another name (SS)", (SPREAD,), ("abbreviation", "extra_text")),
         ("None\n\nNo label fits.", (), ("trailing_text",)),
+        ("None, as no label fits", (), ("extra_text",)),
+        ("None of the above.", (), ("extra_text",)),
+        ("None of the hallmarks apply.", (), ("extra_text",)),
+        ("No hallmarks", (), ("extra_text",)),
+        ("No label", (), ("extra_text",)),
+        ("GE, BS", (GROWTH, SUGAR), ("abbreviation",)),
+        ("SS", (SPREAD,), ("abbreviation",)),
     ],
 )
 def test_a_defective_answer_is_repaired_and_its_defects_are_named(text, chosen, problems):
@@ -93,6 +100,13 @@ def test_a_defective_answer_is_repaired_and_its_defects_are_named(text, chosen, 
         (f"None, {GROWTH}", "ambiguous"),
         (f"None other than {GROWTH}", "ambiguous"),
         (f"None\n{GROWTH}", "ambiguous"),
+        ("None, Singing", "ambiguous"),
+        ("Singing, None", "ambiguous"),
+        (f"{GROWTH}: yes\n{SUGAR}: no", "ambiguous"),
+        (f"Labels:\n{GROWTH} - 1\n{SUGAR} - 1", "ambiguous"),
+        (f"{GROWTH}\n{SUGAR}: yes", "ambiguous"),
+        ("ge, bs", "no_label"),
+        ("It shows BS", "no_label"),
         (", ".join((*LABELS, "None")), "ambiguous"),
         ("\n".join((*LABELS, "None")), "ambiguous"),
         (f"not {GROWTH}", "ambiguous"),
@@ -113,6 +127,15 @@ def test_half_a_label_is_read_only_where_it_stands_for_one():
     assert task.parse("(CA)", "x").annotation is None
     assert task.parse("Other", "x").annotation == ("x", ("other",))
     assert task.parse("(CB)", "x").annotation == ("x", ("Cancer (CB)",))
+
+
+def test_another_spelling_is_read_and_named_as_a_repair():
+    task = LabelsTask(LABELS, aliases={"Spreading and settling": SPREAD, "Sugar burning": SUGAR})
+    assert task.parse("Spreading and settling, sugar burning (BS)", "x") == Parsed(("x", (SPREAD, SUGAR)), ("alias",))
+    assert task.parse("Spreading and settling (GE)", "x").annotation is None
+    for aliases in ({"Repair": REPAIR}, {"Singing": "Song"}, {"none": REPAIR}, {"": REPAIR}):
+        with pytest.raises(ValueError, match="alias"):
+            LabelsTask(LABELS, aliases=aliases)
 
 
 def test_a_label_may_hold_commas_where_no_other_shares_a_part():

@@ -23,6 +23,14 @@ HALLMARKS = {
     "cellular energetics": "Deregulating cellular energetics (CE)",
     "avoiding immune destruction": "Avoiding immune destruction (ID)",
 }
+# Names as other texts on the hallmarks, or on the corpus, spell them.
+HALLMARK_ALIASES = {
+    "Activating invasion and metastasis": "Activating invasion & metastasis (IM)",
+    "Genomic instability and mutation": "Genome instability & mutation (GI)",
+    "Genome instability and mutation": "Genome instability & mutation (GI)",
+    "Tumor promoting inflammation": "Tumor-promoting inflammation (TPI)",
+    "Cellular energetics": "Deregulating cellular energetics (CE)",
+}
 _HOC = (
     "https://www.cl.cam.ac.uk/~sb895/HoC.html (or https://github.com/sb895/Hallmarks-of-Cancer), split by document "
     "as bigbio/hallmarks_of_cancer does and written as train.tsv, dev.tsv and test.tsv with the header "
