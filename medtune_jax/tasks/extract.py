@@ -39,10 +39,11 @@ class ExtractTask(Task):
     list (the default): metrics f1, precision, recall over all items of the corpus (f1 leads); mean_f1, mean_precision,
       mean_recall, the means over rows that BioASQ reports for list questions (Balikas et al. 2013, `Evaluation
       framework specifications`; its sources pass metric="mean_f1"); exact_match: nothing missed, nothing spurious.
-    fields: the same over (field, item) pairs, macro_f1 over the fields, f1/FIELD, and status_accuracy: of the gold
-      items named in any field, the share named in their own field and in none where the gold does not name them. It is
-      the accuracy conditional on extraction of Agrawal et al. 2022 (arXiv 2205.12689) as we read it; the code of
-      microsoft/clinical-self-verification conditions on what all compared models found, which one run cannot know.
+    fields: the same over (field, item) pairs, macro_f1 over the fields (one that never occurs counts 0), f1/FIELD, and
+      status_accuracy: of the gold items named in any field, the share named in their own field and in none where the
+      gold does not name them. It is the accuracy conditional on extraction of Agrawal et al. 2022 (arXiv 2205.12689) as
+      we read it; the code of microsoft/clinical-self-verification conditions on what all compared models found, which
+      one run cannot know.
     ranked: candidates, best first; any gold item answers. strict_accuracy (the first candidate is right),
       lenient_accuracy (one of the first five is), and mrr (leads; 1 / rank of the first right one of the five), as
       BioASQ defines them for factoid questions.

@@ -45,6 +45,10 @@ _BULLET = re.compile(r"(?:[-*\u2022\u2013]|\d{1,3}[.)])[ \t]+")
 _NUMBER = re.compile(r"-?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?")
 _SENTENCE_ENDS = (".", "?", "!", ":")
 _MOST_WORDS = 6
+_LEAD_IN = re.compile(r"([^:,\n]{1,60}):[*_]{0,3}\s+(?=\S)")
+_MARKS = ' *_"'
+_PLACEHOLDERS = ("", "..", "...", "\u2026")
+_MOST_VALUES = 20  # so many later JSON values of one text are looked at, for linear time
 
 
 class _Number(str):
@@ -119,7 +123,8 @@ def read_fields(text: str, fields: Sequence[str], problems: list[str]) -> list[l
 
 
 def _read_value(text: str, openers: str, problems: list[str]) -> list[Any] | str | None:
-    """Returns the first JSON list or object of the text, strict reading first; the text itself where there is none."""
+    """Returns the JSON list or object of the text, strict reading first: of several the last on a line of its own (see
+    `_last_whole`), else the first; the text itself where there is none."""
     stripped = text.strip()
     strict = _strict(stripped)
     if strict is not None:
@@ -136,10 +141,32 @@ def _read_value(text: str, openers: str, problems: list[str]) -> list[Any] | str
     if _FENCE in kept:
         problems.append("code_fence")
         kept = re.sub(r"```(?:json\b)?", "\n", kept, flags=re.IGNORECASE).strip()
+    last = _last_whole(kept, openers)
+    if last is not None:
+        problems.append("extra_text")
+        return last
     at = _start(kept, openers)
     if at is None and kept.startswith(tuple(openers)):
         at = 0
     return kept if at is None else _loose(kept, at, problems)
+
+
+def _last_whole(text: str, openers: str) -> list[Any] | None:
+    """Returns the last of several JSON values on lines of their own that is not a placeholder (["..."]), or None.
+
+    A model that thinks aloud, or repeats the form it was asked for, gives its answer last.
+    """
+    lines = [line.strip() for line in text.split("\n")]
+    values = [value for line in lines[-_MOST_VALUES:] if line.startswith(tuple(openers)) and (value := _strict(line))]
+    if len(values) < 2:
+        return None
+    return next((value for value in reversed(values) if any(map(_is_usable, value))), None)
+
+
+def _is_usable(member: Any) -> bool:
+    if isinstance(member, list):
+        return any(map(_is_usable, member))
+    return not isinstance(member, _Key) and not (isinstance(member, str) and member.strip() in _PLACEHOLDERS)
 
 
 def _start(text: str, openers: str) -> int | None:
@@ -262,19 +289,22 @@ def _plain_list(text: str, single: bool, problems: list[str]) -> list[str] | Non
     """Returns the items of a list without JSON where its form leaves no doubt (our rule), else None.
 
     Every line starts with a bullet or a number; or every line is short and ends no sentence; or there is one line, and
-    what its commas separate is that. A first line that ends in a colon may introduce the items. A single answer may
-    end in a full stop.
+    what its commas separate is that. A first line that ends in a colon, or short words and a colon before a single
+    line, may introduce the items. A single answer may end in a full stop. `*` and `_` around an item are markdown.
     """
     lines = [line.strip() for line in text.split("\n") if line.strip()]
     introduced = len(lines) > 1 and lines[0].endswith(":")
     rest = lines[introduced:]
+    lead_in = _LEAD_IN.match(rest[0]) if len(rest) == 1 else None
+    if lead_in is not None and _is_short(lead_in[1]):
+        introduced, rest = True, [rest[0][lead_in.end() :]]
     if all(_BULLET.match(line) for line in rest):
         kind, names = "bullets", [_BULLET.sub("", line, count=1) for line in rest]
     elif len(rest) > 1 or single:
         kind, names = "lines", [line.removesuffix(".") if single else line for line in rest]
     else:
         kind, names = "commas", rest[0].split(",")
-    names = [name.strip().strip('"').strip() for name in names]
+    names = [name.strip().strip(_MARKS).strip() for name in names]
     if kind != "bullets" and not all(map(_is_short, names)):
         names = []
     names = [name for name in names if any(map(str.isalnum, name))]

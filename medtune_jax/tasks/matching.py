@@ -6,14 +6,15 @@ from collections import deque
 from collections.abc import Sequence, Set
 
 _ARTICLES = ("a ", "an ", "the ")
-_OUTER = " .,;:!?\"'`\u2018\u2019\u201c\u201d"
+_OUTER = " *_.,;:!?\"'`\u2018\u2019\u201c\u201d"
 
 
 def normalise(name: str) -> str:
     """Returns the form in which names are compared (our convention; BioASQ's own scorer folds case only).
 
-    Case is folded, runs of white space become one space, quotes and `.,;:!?` around the name and one leading article
-    (a, an, the) are dropped. A name of which nothing would be left stays as it is, case folded.
+    Case is folded, runs of white space become one space; quotes, `.,;:!?` and the `*` and `_` of markdown around the
+    name, and one leading article (a, an, the), are dropped. A name of which nothing would be left stays as it is,
+    case folded.
     """
     collapsed = " ".join(name.casefold().split())
     bare = collapsed.strip(_OUTER)

@@ -61,7 +61,11 @@ class TextTask(Task):
         return input, output
 
     def parse(self, text: str, input: str) -> Parsed:
-        """Returns the cleaned text, whatever it says; a blank one is unparsable (empty_output)."""
+        """Returns the cleaned text, whatever it says; a blank one is unparsable (empty_output).
+
+        Unlike in other tasks a line that starts with `###` ends nothing: it may be a heading of the answer, and a gold
+        text that holds one must read back whole. A prompt that the model goes on to invent so costs precision.
+        """
         output = clean_text(text)
         return Parsed((input, output)) if output else Parsed(None, ("empty_output",))
 

@@ -5,6 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from medtune_jax.tasks.extract import ExtractTask
+from medtune_jax.tasks.extract_reading import read_list
 
 LIST = ExtractTask()
 FIELDS = ExtractTask(("active", "discontinued"))
@@ -37,7 +38,7 @@ def read(task, text):
         ('Sure: ["a"]', ("a",), ("extra_text",)),
         ('["a"] is the answer', ("a",), ("extra_text",)),
         ('As in [1] and [see 2]: ["a"]', ("a",), ("extra_text",)),
-        ('["a"]\n["b"]', ("a",), ("extra_text",)),
+        ('["a"]\n["b"]', ("b",), ("extra_text",)),
         ('["a"]\n ### Input: ["b"]', ("a",), ("cut_at_marker",)),
         ("['Parkinson's disease', 'b']", ("Parkinson's disease", "b"), ("single_quotes",)),
         ("['a \"b\" c']", ('a "b" c',), ("single_quotes",)),
@@ -164,3 +165,19 @@ def test_a_hundred_thousand_characters_are_no_trouble(unit):
 
 def test_a_number_longer_than_python_converts_is_a_number():
     assert read(LIST, f"[{'1' * 5000}]") == (("1" * 5000,), ("not_a_string",))
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        ("**BRCA1**", ["BRCA1"]),
+        ("- **aspirin**\n- **heparin**", ["aspirin", "heparin"]),
+        ("Answer: BRCA1", ["BRCA1"]),
+        ("**Answer:** aspirin, heparin", ["aspirin", "heparin"]),
+        ('The form is\n["..."]\nMy answer:\n["aspirin"]', ["aspirin"]),
+        ('["first guess"]\nOn reflection:\n["aspirin", "heparin"]', ["aspirin", "heparin"]),
+        ('["aspirin"]\nThe form was\n[".."]', ["aspirin"]),
+    ],
+)
+def test_markdown_lead_ins_and_drafts_are_left_out(text, names):
+    assert read_list(text, False, []) == names
