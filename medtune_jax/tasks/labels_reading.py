@@ -139,8 +139,8 @@ def _beside_none(line: str, nones: Sequence[Named]) -> bool:
 def _forms(labels: Sequence[str], aliases: Mapping[str, str]) -> dict[str, tuple[str, str]]:
     """Returns each form that is read, folded -> (label, the problem it is: "", name_only, abbreviation or alias).
 
-    An alias is read alone and with the bracket of its label. A half that several labels share, or that is a label, is no
-    form; nor is a bracket of one letter, which may be that of an option.
+    An alias is read alone and with the bracket of its label. A half that several labels share, or that is a label, is
+    no form; nor is a bracket of one letter, which may be that of an option.
     """
     forms = {label.casefold(): (label, "") for label in labels}
     halves = []
