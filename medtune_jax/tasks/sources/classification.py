@@ -148,7 +148,7 @@ SOURCES = (
     ),
     Source(
         name="hoc",
-        task=LabelsTask(tuple(HALLMARKS.values())),
+        task=LabelsTask(tuple(HALLMARKS.values()), aliases=HALLMARK_ALIASES),
         licence=_HOC_LICENCE,
         credentialed=False,
         description="Sentences of PubMed abstracts labelled with the hallmarks of cancer (Baker et al. 2016). "
@@ -165,7 +165,7 @@ SOURCES = (
     ),
     Source(
         name="hoc-document",
-        task=LabelsTask(tuple(HALLMARKS.values())),
+        task=LabelsTask(tuple(HALLMARKS.values()), aliases=HALLMARK_ALIASES),
         licence=_HOC_LICENCE,
         credentialed=False,
         description="Hallmarks of cancer of whole PubMed abstracts: the sentences of `hoc` joined per document. "
