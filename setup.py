@@ -31,6 +31,9 @@ REQUIRES = [
     "tqdm>=4.66",
 ]
 
+# configs/ and data_prep/ with its folders, under their names inside the package.
+BESIDE = [f"medtune_jax.{name}" for name in find_packages(include=["configs", "data_prep", "data_prep.*"])]
+
 setup(
     name="medtune-jax",
     version=VERSION,
@@ -40,9 +43,9 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.11",
-    packages=[*find_packages(include=["medtune_jax", "medtune_jax.*"]), "medtune_jax.configs", "medtune_jax.data_prep"],
+    packages=[*find_packages(include=["medtune_jax", "medtune_jax.*"]), *BESIDE],
     package_dir={"medtune_jax.configs": "configs", "medtune_jax.data_prep": "data_prep"},
-    package_data={"medtune_jax.data_prep": ["mixtures/*.toml"]},
+    package_data={"medtune_jax.data_prep.mixtures": ["*.toml"]},
     install_requires=REQUIRES,
     extras_require={
         "test": [

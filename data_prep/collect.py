@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep import gad
 from medtune_jax.data_prep.counts import differences, gold_counts, group_count
 from medtune_jax.data_prep.native import Ask, GadPolarity, Record
-from medtune_jax.data_prep.readers import reader_for
+from medtune_jax.data_prep.readers import gad, reader_for
 from medtune_jax.data_prep.wordings import choose, wordings_of
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.definition import definition_of

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from pathlib import Path
 
-from medtune_jax.data_prep.conll import MARKERS, conll_sentences, read_conll
-from medtune_jax.data_prep.indexed_tsv import Line, read_lines
+from medtune_jax.data_prep.readers.conll import MARKERS, conll_sentences, read_conll
+from medtune_jax.data_prep.readers.indexed_tsv import Line, read_lines
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.ner import NerTask
 from medtune_jax.tasks.registry import quoted

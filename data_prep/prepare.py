@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep import mixing, output
+from medtune_jax.data_prep import output
 from medtune_jax.data_prep.card import licences
 from medtune_jax.data_prep.collect import lack, lack_text, unregistered
 from medtune_jax.data_prep.corpora import Corpora, own_sources
 from medtune_jax.data_prep.counts import expected_text
 from medtune_jax.data_prep.gate import OPEN, OWNER_ONLY, credentialed_in
-from medtune_jax.data_prep.ingredients import mixture_facts, read_ingredients
-from medtune_jax.data_prep.mixing import Batch
-from medtune_jax.data_prep.mixture import CONTAMINATION, Ingredient, Mixture, load_mixture
+from medtune_jax.data_prep.mixtures import mixing
+from medtune_jax.data_prep.mixtures.ingredients import mixture_facts, read_ingredients
+from medtune_jax.data_prep.mixtures.mixing import Batch
+from medtune_jax.data_prep.mixtures.mixture import CONTAMINATION, Ingredient, Mixture, load_mixture
+from medtune_jax.data_prep.mixtures.screening import screen
 from medtune_jax.data_prep.native import GadPolarity
-from medtune_jax.data_prep.screening import screen
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.registry import SOURCES, sources_named
 from medtune_jax.tasks.rows import SPLITS, Row, gold_sha256, rows_sha256

@@ -25,7 +25,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Compares and returns what compare.json holds."""
     from medtune_jax.evaluate.compare import compare
-    from medtune_jax.evaluate.compare_report import write_comparison
+    from medtune_jax.evaluate.report.comparison import write_comparison
 
     comparison = compare(flags.scores)
     if flags.out:
@@ -35,6 +35,6 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
 
 def human(result: dict[str, Any]) -> str:
     """Returns the leading metric of each source, by family."""
-    from medtune_jax.evaluate.compare_report import console
+    from medtune_jax.evaluate.report.comparison import console
 
     return console(result)

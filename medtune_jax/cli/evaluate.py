@@ -104,7 +104,7 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
 
 def human(result: dict[str, Any]) -> str:
     """Returns the scores as a small table, and how long they took."""
-    from medtune_jax.evaluate.report import console
+    from medtune_jax.evaluate.report.markdown import console
 
     timing = result["timing"]
     speed = (

@@ -89,6 +89,6 @@ def _read_pair(flag: str, paths: list[str], source: str | None) -> tuple[list[An
 
 def human(result: dict[str, Any]) -> str:
     """Returns the scores as a small table."""
-    from medtune_jax.evaluate.report import console
+    from medtune_jax.evaluate.report.markdown import console
 
     return console(result)

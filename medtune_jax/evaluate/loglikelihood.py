@@ -1,8 +1,8 @@
 """Accuracy by log-likelihood: the candidate output that the model finds most likely is its answer.
 
 `accuracy_ll` takes the largest summed log-probability, `accuracy_ll_norm` the largest per byte of the candidate's UTF-8
-text: `acc` and `acc_bytes` of EleutherAI's lm-evaluation-harness, whose `acc_norm` divides by characters. Ties go to the
-earlier candidate.
+text: `acc` and `acc_bytes` of EleutherAI's lm-evaluation-harness, whose `acc_norm` divides by characters. Ties go to
+the earlier candidate.
 """
 
 from __future__ import annotations

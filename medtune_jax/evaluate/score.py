@@ -246,7 +246,8 @@ def write_scores(out: Path, scores: Scores, show_credentialed: bool = False) -> 
     Raises:
       UserError: they cannot be written.
     """
-    from medtune_jax.evaluate import html, report
+    from medtune_jax.evaluate.report import markdown as report
+    from medtune_jax.evaluate.report import page as html
 
     make_folder(out, scores.private)
     redacted = {name for name in scores.tables if known_source(name).credentialed and not show_credentialed}

@@ -95,7 +95,7 @@ def write_predictions(path: Path) -> int:
 
 def sentences(raw: str, task: Any) -> list[Any]:
     """Returns the development sentences of a raw source, their mentions given the types of a typed task in turn."""
-    from medtune_jax.data_prep.conll import read_conll
+    from medtune_jax.data_prep.readers.conll import read_conll
     from medtune_jax.tasks.ner import NerTask
 
     found = []

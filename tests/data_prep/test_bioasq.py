@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medtune_jax.data_prep.bioasq import READERS
+from medtune_jax.data_prep.readers.bioasq import READERS
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES
 

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep.chemprot import read_distribution, sentences
-from medtune_jax.data_prep.indexed_tsv import read_blue
+from medtune_jax.data_prep.readers.chemprot import read_distribution, sentences
+from medtune_jax.data_prep.readers.indexed_tsv import read_blue
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medtune_jax.data_prep.choice import read_medmcqa, read_medqa
+from medtune_jax.data_prep.readers.choice import read_medmcqa, read_medqa
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.choice import ChoiceTask
 

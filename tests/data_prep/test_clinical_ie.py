@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep.clinical_ie import _names, read_coreference, read_medication_status
+from medtune_jax.data_prep.readers.clinical_ie import _names, read_coreference, read_medication_status
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.conll import read_conll
+from medtune_jax.data_prep.readers.conll import read_conll
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.ner import NerTask
 

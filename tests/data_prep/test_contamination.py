@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep import contamination
-from medtune_jax.data_prep.contamination import HeldOut, N, overlap
+from medtune_jax.data_prep.mixtures import contamination
+from medtune_jax.data_prep.mixtures.contamination import HeldOut, N, overlap
 from medtune_jax.data_prep.prepare import prepare
 from medtune_jax.tasks.rows import Row, read_rows
 

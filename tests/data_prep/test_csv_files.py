@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.csv_files import csv_records
+from medtune_jax.data_prep.readers.csv_files import csv_records
 from medtune_jax.errors import UserError
 
 

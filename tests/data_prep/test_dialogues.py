@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.dialogues import read_aci_bench, read_mts_dialog
+from medtune_jax.data_prep.readers.dialogues import read_aci_bench, read_mts_dialog
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.text import TextTask
 

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from medtune_jax.data_prep.gad import read_gad
 from medtune_jax.data_prep.native import Ask
 from medtune_jax.data_prep.prepare import prepare
+from medtune_jax.data_prep.readers.gad import read_gad
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.rows import read_rows

@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.hoc import read_hoc, read_hoc_documents
+from medtune_jax.data_prep.readers.hoc import read_hoc, read_hoc_documents
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.sources.classification import HALLMARKS

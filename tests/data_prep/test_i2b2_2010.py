@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep.i2b2_2010 import read_folders
-from medtune_jax.data_prep.indexed_tsv import fields_of, read_blue
-from medtune_jax.data_prep.markers import mark
+from medtune_jax.data_prep.readers.i2b2_2010 import read_folders
+from medtune_jax.data_prep.readers.indexed_tsv import fields_of, read_blue
+from medtune_jax.data_prep.readers.markers import mark
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 

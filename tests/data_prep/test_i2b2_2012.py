@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep.conll import read_conll
-from medtune_jax.data_prep.i2b2_2012 import read_xml_folder
+from medtune_jax.data_prep.readers.conll import read_conll
+from medtune_jax.data_prep.readers.i2b2_2012 import read_xml_folder
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 

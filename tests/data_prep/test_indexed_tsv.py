@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.indexed_tsv import read_relation_tsv
+from medtune_jax.data_prep.readers.indexed_tsv import read_relation_tsv
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 

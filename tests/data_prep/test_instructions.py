@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medtune_jax.data_prep.instructions import READERS, category_of
+from medtune_jax.data_prep.readers.instructions import READERS, category_of
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.text import TextTask
 

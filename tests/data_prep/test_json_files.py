@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep import json_files
-from medtune_jax.data_prep.json_files import json_object, json_objects, text_at
+from medtune_jax.data_prep.readers import json_files
+from medtune_jax.data_prep.readers.json_files import json_object, json_objects, text_at
 from medtune_jax.errors import UserError
 
 OBJECTS = st.lists(

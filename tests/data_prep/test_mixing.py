@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from medtune_jax.data_prep import mixing
-from medtune_jax.data_prep.mixing import Batch
-from medtune_jax.data_prep.mixture import Ingredient
+from medtune_jax.data_prep.mixtures import mixing
+from medtune_jax.data_prep.mixtures.mixing import Batch
+from medtune_jax.data_prep.mixtures.mixture import Ingredient
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.rows import Row
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from medtune_jax.data_prep.mixture import built_in, load_mixture, mixture_of
+from medtune_jax.data_prep.mixtures.mixture import built_in, load_mixture, mixture_of
 from medtune_jax.data_prep.prepare import prepare
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES

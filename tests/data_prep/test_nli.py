@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from medtune_jax.data_prep.nli import read_nli_jsonl
+from medtune_jax.data_prep.readers.nli import read_nli_jsonl
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import get_source
 

@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from medtune_jax.data_prep.native import Ask
-from medtune_jax.data_prep.pubmedqa import official_split, read_question_only, read_with_context
+from medtune_jax.data_prep.readers.pubmedqa import official_split, read_question_only, read_with_context
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.classification import LabelTask
 from medtune_jax.tasks.source import Layout

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from medtune_jax.data_prep.native import Ask
 from medtune_jax.data_prep.readers import READERS
-from medtune_jax.data_prep.table import read_table
+from medtune_jax.data_prep.readers.table import read_table
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.choice import ChoiceTask
 from medtune_jax.tasks.classification import LabelTask, NliTask

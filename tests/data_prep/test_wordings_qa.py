@@ -2,7 +2,7 @@
 
 import pytest
 
-from medtune_jax.data_prep.wordings_qa import WORDINGS
+from medtune_jax.data_prep.wordings.qa import WORDINGS
 from medtune_jax.tasks.registry import SOURCES
 
 

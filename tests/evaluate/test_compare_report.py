@@ -8,8 +8,8 @@ from evaluate_samples import NER, NLI, RELATION, flawed, perfect, prediction
 
 from medtune_jax.cli import main
 from medtune_jax.evaluate.compare import compare
-from medtune_jax.evaluate.compare_report import console, markdown, page, write_comparison
-from medtune_jax.evaluate.report_text import percent
+from medtune_jax.evaluate.report.comparison import console, markdown, page, write_comparison
+from medtune_jax.evaluate.report.text import percent
 from medtune_jax.evaluate.score import score, write_scores
 
 ATTACK = "</script><b>run"

@@ -7,7 +7,7 @@ import pytest
 from evaluate_samples import NER, perfect, prediction
 
 from medtune_jax.evaluate.compare import compare
-from medtune_jax.evaluate.compare_report import console, markdown
+from medtune_jax.evaluate.report.comparison import console, markdown
 from medtune_jax.evaluate.score import score, write_scores
 from medtune_jax.evaluate.table import read_tables
 from medtune_jax.tasks.registry import get_source

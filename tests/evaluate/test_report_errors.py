@@ -6,7 +6,9 @@ import pytest
 from evaluate_page import Page
 from evaluate_samples import NER, NLI, flawed, perfect, prediction
 
-from medtune_jax.evaluate import html, html_errors, report
+from medtune_jax.evaluate.report import errors as html_errors
+from medtune_jax.evaluate.report import markdown as report
+from medtune_jax.evaluate.report import page as html
 from medtune_jax.evaluate.score import score, write_scores
 
 SECRET = "zebrafever"

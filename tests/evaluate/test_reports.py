@@ -7,7 +7,10 @@ import pytest
 from evaluate_page import Page
 from evaluate_samples import NER, NLI, RELATION, flawed, perfect, prediction
 
-from medtune_jax.evaluate import html, html_parts, report, report_text
+from medtune_jax.evaluate.report import markdown as report
+from medtune_jax.evaluate.report import page as html
+from medtune_jax.evaluate.report import parts as html_parts
+from medtune_jax.evaluate.report import text as report_text
 from medtune_jax.evaluate.score import score
 from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.source import UNSTATED, Published

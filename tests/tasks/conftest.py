@@ -3,7 +3,7 @@
 import pytest
 from hypothesis import settings
 
-from medtune_jax.data_prep.conll import read_conll
+from medtune_jax.data_prep.readers.conll import read_conll
 from medtune_jax.tasks.registry import SOURCES
 
 settings.register_profile("no_clock", deadline=None)

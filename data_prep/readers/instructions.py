@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep.json_files import json_objects, text_at
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty
+from medtune_jax.data_prep.readers.json_files import json_objects, text_at
 from medtune_jax.tasks.base import Task
 
 _EXPECTED = "an object with instruction, input, output"

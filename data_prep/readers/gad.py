@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medtune_jax.data_prep.indexed_tsv import read_lines
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of, not_empty
+from medtune_jax.data_prep.readers.indexed_tsv import read_lines
 from medtune_jax.tasks.base import Task
 
 # Label 1 is an association: the scorers of BioBERT and LinkBERT take it as the positive class.

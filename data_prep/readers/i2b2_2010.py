@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
-from medtune_jax.data_prep.indexed_tsv import blue_labels
-from medtune_jax.data_prep.markers import mark
 from medtune_jax.data_prep.native import (
     ANY,
     Ask,
@@ -25,6 +23,8 @@ from medtune_jax.data_prep.native import (
     numbered_lines,
     with_negative,
 )
+from medtune_jax.data_prep.readers.indexed_tsv import blue_labels
+from medtune_jax.data_prep.readers.markers import mark
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 

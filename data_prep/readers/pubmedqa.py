@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep.json_files import json_object, text_at, whole
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of
+from medtune_jax.data_prep.readers.json_files import json_object, text_at, whole
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 

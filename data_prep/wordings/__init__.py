@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import hashlib
 
-from medtune_jax.data_prep import wordings_labels, wordings_ner, wordings_qa
 from medtune_jax.data_prep.native import GadPolarity
+from medtune_jax.data_prep.wordings import labels as wordings_labels
+from medtune_jax.data_prep.wordings import ner as wordings_ner
+from medtune_jax.data_prep.wordings import qa as wordings_qa
 from medtune_jax.tasks.source import Source
 
 WORDINGS: dict[str, tuple[str, ...]] = {

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from medtune_jax.data_prep.csv_files import csv_records
-from medtune_jax.data_prep.indexed_tsv import fields_of
-from medtune_jax.data_prep.json_files import json_objects
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of, not_empty, numbered_lines
+from medtune_jax.data_prep.readers.csv_files import csv_records
+from medtune_jax.data_prep.readers.indexed_tsv import fields_of
+from medtune_jax.data_prep.readers.json_files import json_objects
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.definition import OPTION_LETTERS, ROW_COLUMNS

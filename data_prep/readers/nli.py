@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from medtune_jax.data_prep.json_files import json_objects, text_at
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of, not_empty
+from medtune_jax.data_prep.readers.json_files import json_objects, text_at
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 

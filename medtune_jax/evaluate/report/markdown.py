@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
-from medtune_jax.evaluate import report_text as say
-from medtune_jax.evaluate.report_text import Entry
+from medtune_jax.evaluate.report import text as say
+from medtune_jax.evaluate.report.text import Entry
 from medtune_jax.tasks.registry import find_source
 
 MARKDOWN_ERRORS = 20  # per source; all of them lie in errors.jsonl

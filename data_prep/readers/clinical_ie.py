@@ -6,8 +6,8 @@ import ast
 import json
 from pathlib import Path
 
-from medtune_jax.data_prep.csv_files import csv_records
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty
+from medtune_jax.data_prep.readers.csv_files import csv_records
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 

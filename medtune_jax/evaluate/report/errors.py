@@ -9,8 +9,8 @@ from html import escape
 from itertools import accumulate, groupby
 from typing import Any
 
-from medtune_jax.evaluate import report_text as say
-from medtune_jax.evaluate.assets import SCRIPT
+from medtune_jax.evaluate.report import text as say
+from medtune_jax.evaluate.report.assets import SCRIPT
 from medtune_jax.tasks.registry import find_source
 
 Error = Mapping[str, Any]

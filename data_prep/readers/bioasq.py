@@ -7,8 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep.json_files import json_object, text_at
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, label_of
+from medtune_jax.data_prep.readers.json_files import json_object, text_at
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.text import clean_text

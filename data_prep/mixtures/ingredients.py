@@ -6,11 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.data_prep import gate, mixing
+from medtune_jax.data_prep import gate
 from medtune_jax.data_prep.collect import lack, lack_text, with_ids
 from medtune_jax.data_prep.corpora import Corpora
-from medtune_jax.data_prep.mixing import Batch
-from medtune_jax.data_prep.mixture import Ingredient, Mixture
+from medtune_jax.data_prep.mixtures import mixing
+from medtune_jax.data_prep.mixtures.mixing import Batch
+from medtune_jax.data_prep.mixtures.mixture import Ingredient, Mixture
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES, find_source
 from medtune_jax.tasks.rows import HUB, read_rows, rows_sha256

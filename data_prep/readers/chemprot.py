@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
 
-from medtune_jax.data_prep.markers import mark
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty, numbered_lines, with_negative
+from medtune_jax.data_prep.readers.markers import mark
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.classification import LabelTask

@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 from string import ascii_uppercase
 
-from medtune_jax.data_prep.json_files import json_objects, text_at
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty
+from medtune_jax.data_prep.readers.json_files import json_objects, text_at
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Task
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from medtune_jax.data_prep.csv_files import csv_records
 from medtune_jax.data_prep.native import ANY, Ask, NativeFile, Record, not_empty
+from medtune_jax.data_prep.readers.csv_files import csv_records
 from medtune_jax.tasks.base import Task
 
 

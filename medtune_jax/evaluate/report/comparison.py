@@ -7,12 +7,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from medtune_jax.evaluate import html_parts as parts
-from medtune_jax.evaluate import report_text as say
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
-from medtune_jax.evaluate.html_parts import Bar
-from medtune_jax.evaluate.report import aligned, markdown_table, plain
-from medtune_jax.evaluate.report_text import Entry
+from medtune_jax.evaluate.report import parts
+from medtune_jax.evaluate.report import text as say
+from medtune_jax.evaluate.report.markdown import aligned, markdown_table, plain
+from medtune_jax.evaluate.report.parts import Bar
+from medtune_jax.evaluate.report.text import Entry
 
 Comparison = Mapping[str, Any]  # what `compare.compare` returns
 Figures = Sequence[Mapping[str, Any]]  # of one metric, one per run

@@ -6,11 +6,11 @@ from collections.abc import Collection, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from medtune_jax.evaluate import html_parts as parts
-from medtune_jax.evaluate import report_text as say
-from medtune_jax.evaluate.html_errors import error_section
-from medtune_jax.evaluate.html_parts import Bar, Mark
-from medtune_jax.evaluate.report_text import Entry
+from medtune_jax.evaluate.report import parts
+from medtune_jax.evaluate.report import text as say
+from medtune_jax.evaluate.report.errors import error_section
+from medtune_jax.evaluate.report.parts import Bar, Mark
+from medtune_jax.evaluate.report.text import Entry
 
 _SHAPES = {"constant": "constant", "train_dictionary": "dictionary"}
 
@@ -140,9 +140,9 @@ def _marks(entry: Entry) -> list[Mark]:
     """Returns what is marked on a source's bar: baselines, and figures published on the same rows and metric."""
     metric = entry["metric"]
     found = [
-        Mark(heading, figures["metrics"][metric], _SHAPES.get(name, "constant"))
+        Mark(heading, figures["metrics"][metric], _SHAPES[name])
         for name, heading in say.baseline_columns({"": entry}).items()
-        if metric in (figures := entry["baselines"][name]).get("metrics", {})
+        if name in _SHAPES and metric in (figures := entry["baselines"][name]).get("metrics", {})
     ]
     for figure in entry["published"]:
         if figure["rows"] == "same rows" and figure["metric"] == metric:

@@ -9,9 +9,9 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from medtune_jax.data_prep.contamination import TEST, VALIDATION, HeldOut, N, overlap
 from medtune_jax.data_prep.corpora import Corpora, is_test
-from medtune_jax.data_prep.mixing import Batch
+from medtune_jax.data_prep.mixtures.contamination import TEST, VALIDATION, HeldOut, N, overlap
+from medtune_jax.data_prep.mixtures.mixing import Batch
 from medtune_jax.errors import UserError
 
 IN_A_TEST_SET = "shares text with a test set"

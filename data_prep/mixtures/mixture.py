@@ -15,7 +15,7 @@ from medtune_jax.tasks.registry import get_source
 from medtune_jax.tasks.source import SPLITS
 
 CONTAMINATION = ("report", "drop", "off")
-_BUILT_IN = Path(__file__).parent / "mixtures"
+_BUILT_IN = Path(__file__).parent
 
 
 @dataclass(frozen=True)

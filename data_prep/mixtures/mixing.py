@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 
-from medtune_jax.data_prep.mixture import Ingredient
+from medtune_jax.data_prep.mixtures.mixture import Ingredient
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row, registered_name

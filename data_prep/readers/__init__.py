@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from medtune_jax.data_prep import (
+from medtune_jax.data_prep.native import Reader
+from medtune_jax.data_prep.readers import (
     bioasq,
     chemprot,
     choice,
@@ -19,7 +20,6 @@ from medtune_jax.data_prep import (
     pubmedqa,
     table,
 )
-from medtune_jax.data_prep.native import Reader
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.source import Source

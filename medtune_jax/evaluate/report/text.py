@@ -74,7 +74,11 @@ _METRICS = {
     "accuracy_ll": "the likeliest allowed output by summed log-probability",
     "accuracy_ll_norm": "the likeliest allowed output by log-probability per byte",
 }
-_BASELINES = {"constant": "constant answer", "train_dictionary": "train dictionary"}
+_BASELINES = {
+    "constant": "constant answer",
+    "constant_negative": "always negative",
+    "train_dictionary": "train dictionary",
+}
 _DOCUMENTS = ", documents"
 _COLUMNS = ("MedTuned 7B", "MedTuned 13B", "BERT class", "other published")
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from html import escape
 from typing import Any
 
-from medtune_jax.evaluate import report_text as say
-from medtune_jax.evaluate.assets import CSS
+from medtune_jax.evaluate.report import text as say
+from medtune_jax.evaluate.report.assets import CSS
 
 MOST_HEAT_LABELS = 12  # a wider confusion matrix is not read; its labels are then counted one by one
 _HEAT = 55  # percent of colour in the fullest cell, so that its number stays readable in either theme

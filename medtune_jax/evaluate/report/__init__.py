@@ -1,0 +1,1 @@
+"""What people read of scores: report.md, report.html, the console's tables, comparisons."""
