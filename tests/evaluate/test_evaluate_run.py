@@ -200,7 +200,7 @@ def test_the_command_evaluates_scores_and_reports(tmp_path, data, oracle, capsys
     result = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert list(result["sources"]) == [NER, RELATION]
     assert main.dispatch(command) == 0
-    assert "100.00 [100.00, 100.00]" in capsys.readouterr().out
+    assert "100.00  [100.00, 100.00]" in capsys.readouterr().out
     assert main.dispatch(["score", f"--predictions={out}", f"--data={data}", f"--out={tmp_path / 's'}", "--json"]) == 0
     scored = json.loads(capsys.readouterr().out.splitlines()[-1])
     assert {**scored, "out": "", "scores": "", "report": ""} == {

@@ -42,11 +42,11 @@ _READ = {
         "common subsequence; a token without a line is O. f1 counts entities of exact span and type over the corpus, "
         "as seqeval by default; f1_strict lets no entity begin with I.",
         "relation": "One label by name; none or several named is unparsable. f1_positive is micro F1 over the labels "
-        "other than the negative one.",
+        "other than the negative one, an unparsable answer counting as one label too many.",
         "nli": "One label by name; none or several named is unparsable.",
         "label": "One label by name; none or several named is unparsable.",
         "labels": "A set of labels, compared as a set; `None` is the empty set and no label. micro_f1 and macro_f1 are "
-        "over the labels, example_f1 is the mean over rows, accuracy that of whole sets.",
+        "over the labels, in micro_f1 an unparsable answer counts as one label too many; example_f1 is the mean over rows, accuracy that of whole sets.",
         "choice": "The letter of one option; a letter beats the option's text, an ambiguous answer is unparsable. "
         "accuracy_parsed leaves out unparsable answers.",
         "extract": "A JSON list of names, or an object of such lists; names are compared normalised, any synonym of a "
