@@ -46,7 +46,8 @@ _READ = {
         "nli": "One label by name; none or several named is unparsable.",
         "label": "One label by name; none or several named is unparsable.",
         "labels": "A set of labels, compared as a set; `None` is the empty set and no label. micro_f1 and macro_f1 are "
-        "over the labels, in micro_f1 an unparsable answer counts as one label too many; example_f1 is the mean over rows, accuracy that of whole sets.",
+        "over the labels, in micro_f1 an unparsable answer counts as one label too many; example_f1 is the mean over "
+        "rows, accuracy that of whole sets.",
         "choice": "The letter of one option; a letter beats the option's text, an ambiguous answer is unparsable. "
         "accuracy_parsed leaves out unparsable answers.",
         "extract": "A JSON list of names, or an object of such lists; names are compared normalised, any synonym of a "
