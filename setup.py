@@ -53,6 +53,7 @@ setup(
             "hypothesis>=6.100",
             "mypy>=1.13",
             "pytest>=8",
+            "pytest-xdist>=3.6",
             "ruff>=0.9",
             "safetensors>=0.5",
             "scikit-learn>=1.5",

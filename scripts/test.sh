@@ -20,6 +20,8 @@ install() {
     "$1/bin/python" -m pip install -qq --disable-pip-version-check -c constraints.txt setuptools -e ".[test]"
 }
 
+# Two processes, a file at a time: most tests use one core, and files share what is slow to make.
+two=(-n 2 --dist loadfile)
 venv=$(realpath -m "${VENV:-.venv-test}")
 make_venv "$venv" ${PYTHON:-python3.11 python3.12 python3.13 python3}
 install "$venv"
@@ -32,12 +34,12 @@ if $all && python312=$(find_python python3.12 ~/.pyenv/versions/3.12.*/bin/pytho
     make_venv "$venv-3.12" "$python312"
     install "$venv-3.12"
     echo "== fast tier on Python 3.12"
-    "$venv-3.12/bin/python" -m pytest -m "not slow"
+    "$venv-3.12/bin/python" -m pytest "${two[@]}" -m "not slow"
 fi
 if $all; then
     echo "== both tiers"
-    python -m pytest
+    python -m pytest "${two[@]}"
 else
     echo "== fast tier"
-    python -m pytest -m "not slow"
+    python -m pytest "${two[@]}" -m "not slow"
 fi
