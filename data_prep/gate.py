@@ -9,8 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from medtune_jax.tasks.registry import find_source, sources_named
-from medtune_jax.tasks.rows import Row
+from medtune_jax.tasks.registry import sources_named
 from medtune_jax.tasks.source import Source
 
 FLAG = "i_have_signed"
@@ -35,12 +34,6 @@ def refusal(source: Source, signed: Collection[str]) -> str:
         f"{source.name} is credentialed: only people who signed its agreement may use it (licence: {source.licence}; "
         f"where to sign and get it: {source.where}). If you have signed, say so: --{FLAG}={source.name}."
     )
-
-
-def credentialed_in(rows: Iterable[Row]) -> list[str]:
-    """Returns the sorted names of the credentialed sources of rows."""
-    found = (find_source(name) for name in {row.source for row in rows})
-    return sorted({source.name for source in found if source is not None and source.credentialed})
 
 
 def tightest_mode(folder: Path, files: Iterable[Path]) -> int:

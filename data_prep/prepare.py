@@ -12,7 +12,7 @@ from medtune_jax.data_prep.card import licences
 from medtune_jax.data_prep.collect import lack, lack_text, unregistered
 from medtune_jax.data_prep.corpora import Corpora, own_sources
 from medtune_jax.data_prep.counts import expected_text
-from medtune_jax.data_prep.gate import OPEN, OWNER_ONLY, credentialed_in
+from medtune_jax.data_prep.gate import OPEN, OWNER_ONLY
 from medtune_jax.data_prep.mixtures import mixing
 from medtune_jax.data_prep.mixtures.ingredients import mixture_facts, read_ingredients
 from medtune_jax.data_prep.mixtures.mixing import Batch
@@ -21,7 +21,7 @@ from medtune_jax.data_prep.mixtures.screening import screen
 from medtune_jax.data_prep.native import GadPolarity
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.tasks.registry import SOURCES, sources_named
-from medtune_jax.tasks.rows import SPLITS, Row, gold_sha256, rows_sha256
+from medtune_jax.tasks.rows import SPLITS, Row, credentialed_in, gold_sha256, rows_sha256
 from medtune_jax.tasks.sources import samples
 
 FORMAT = 2  # of manifest.json

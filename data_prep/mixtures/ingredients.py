@@ -14,7 +14,7 @@ from medtune_jax.data_prep.mixtures.mixing import Batch
 from medtune_jax.data_prep.mixtures.mixture import Ingredient, Mixture
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.registry import SOURCES, find_source
-from medtune_jax.tasks.rows import HUB, read_rows, rows_sha256
+from medtune_jax.tasks.rows import HUB, credentialed_in, read_rows, rows_sha256
 
 UNSIGNED = "credentialed, not signed for"
 
@@ -66,7 +66,7 @@ def _read_path(ingredient: Ingredient, mixture: Mixture, corpora: Corpora, notes
     path = ingredient.path if ingredient.path.startswith(HUB) else mixture.folder / ingredient.path
     sources = (ingredient.source,) if ingredient.source else ()
     batch = Batch(ingredient, with_ids(read_rows(path, ingredient.split, sources), ingredient.split))
-    refused = {name: gate.refusal(SOURCES[name], corpora.signed) for name in gate.credentialed_in(batch.rows)}
+    refused = {name: gate.refusal(SOURCES[name], corpora.signed) for name in credentialed_in(batch.rows)}
     for name, reason in refused.items():
         if reason:
             _add(notes["skipped"], {"source": name, "reason": reason})

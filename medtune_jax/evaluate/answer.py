@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
-from medtune_jax.evaluate.predictions import Prediction, PredictionLog, prediction_key
+from medtune_jax.evaluate.predictions import Prediction, PredictionLog, prediction_key, unanswered
 from medtune_jax.tasks.base import Allowed
 from medtune_jax.tasks.registry import find_source, get_source
 from medtune_jax.tasks.rows import Row
@@ -109,18 +109,9 @@ def ask(
 ) -> list[Prediction]:
     """Returns one prediction per row with its key and nothing generated yet."""
     return [
-        Prediction(
-            row=position,
-            id=row.id,
-            group=row.group,
-            source=row.source,
-            instruction=row.instruction,
-            input=row.input,
-            output=row.output,
-            meta=row.meta,
-            generated="",
-            finish_reason="",
-            generated_tokens=0,
+        unanswered(
+            position,
+            row,
             key=prediction_key(
                 position,
                 row.id,

@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.evaluate.files import make_folder, to_json_line, write_file, writing
+from medtune_jax.tasks.rows import Row
 
 FINAL = "predictions.jsonl"
 PARTIAL = "predictions.partial.jsonl"
@@ -65,6 +66,11 @@ class Prediction:
 
 _FIELDS = {field.name: field.type for field in fields(Prediction)}
 _REQUIRED = ("source", "input", "output", "generated")
+
+
+def unanswered(position: int, row: Row, key: str = "") -> Prediction:
+    """Returns the line of a row to which nothing is generated yet."""
+    return Prediction(row=position, **asdict(row), generated="", finish_reason="", generated_tokens=0, key=key)
 
 
 def prediction_key(row: int, id: str, source: str, model: str, prompt: str, decoding: Any, template: str) -> str:

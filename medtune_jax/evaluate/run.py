@@ -21,7 +21,7 @@ from medtune_jax.evaluate.protocols import PROTOCOLS, Protocol
 from medtune_jax.evaluate.score import PROVENANCE, check_rows, score_file, training_rows
 from medtune_jax.tasks.definition import definition_of
 from medtune_jax.tasks.registry import find_source
-from medtune_jax.tasks.rows import Row, read_rows, registered_name
+from medtune_jax.tasks.rows import Row, credentialed_in, read_rows, registered_name
 
 if TYPE_CHECKING:
     from medtune_jax.generate.engine import Engine
@@ -89,7 +89,8 @@ def evaluate(
         # Whatever could stop the scoring is met here, before hours of answering.
         check_rows(rows, protocol)
         train = training_rows(data, {row.source for _, row in rows})
-        make_folder(folder, _private(rows))
+        private = bool(credentialed_in(row for _, row in rows))
+        make_folder(folder, private)
         forced = force_template and template is not None
         engine, own_template, identity = _load(model, dtype, max_positions, forced)
         form = choose_template(own_template, template, force_template, str(model))
@@ -104,7 +105,7 @@ def evaluate(
             decoding |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
         questions = ask(rows, form, identity, decoding, ways)
         loaded = time.monotonic()
-        with PredictionLog(folder, questions, private=_private(rows)) as log:
+        with PredictionLog(folder, questions, private=private) as log:
             counts = answer(engine, form, questions, ways, log, decoding, batch_size)
             log.finish()
         answered = time.monotonic()
@@ -207,10 +208,6 @@ def _definitions(rows: Sequence[tuple[int, Row]]) -> dict[str, Any]:
     """Returns name -> definition of the sources that a user defined."""
     known = [source for name in {row.source for _, row in rows} if (source := find_source(name))]
     return {source.name: definition for source in known if (definition := definition_of(source)) is not None}
-
-
-def _private(rows: Sequence[tuple[int, Row]]) -> bool:
-    return any(source.credentialed for name in {row.source for _, row in rows} if (source := find_source(name)))
 
 
 def _versions() -> dict[str, str]:

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,10 @@ from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.evaluate import bootstrap
 from medtune_jax.evaluate.entry import read_gold, score_source
 from medtune_jax.evaluate.files import make_folder, to_json, to_json_line, write_file
-from medtune_jax.evaluate.predictions import FINAL, Prediction, read_predictions
+from medtune_jax.evaluate.predictions import FINAL, Prediction, read_predictions, unanswered
 from medtune_jax.evaluate.protocols import NO_SCORER, PROTOCOLS, Protocol, scorer_of
 from medtune_jax.evaluate.table import Table, rows_parquet
+from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.definition import definition_of, register_definitions
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row, read_rows
@@ -88,12 +89,16 @@ def score(
         raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
     by_name: dict[str, list[Prediction]] = {}
     sources: dict[str, Source] = {}
+    scorers: dict[str, Task | None] = {}
     left_out: Counter[tuple[str, str]] = Counter()
     for prediction in predictions:
         source = find_source(prediction.source)
         if source is None:
             left_out[prediction.source, _UNKNOWN] += 1
-        elif scorer_of(source, protocol) is None:
+            continue
+        if source.name not in scorers:
+            scorers[source.name] = scorer_of(source, protocol)
+        if scorers[source.name] is None:
             left_out[source.name, NO_SCORER] += 1
         else:
             sources[source.name] = source
@@ -103,7 +108,7 @@ def score(
     entries, tables, documents, errors = {}, {}, {}, []
     for name in sorted(by_name):
         source = sources[name]
-        task = scorer_of(source, protocol)
+        task = scorers[name]
         assert task is not None
         pairs = None if train is None else _training_pairs(source, train)
         scored = score_source(source, task, protocol, by_name[name], pairs, resamples, seed)
@@ -178,17 +183,7 @@ def score_answers(
     Raises:
       UserError: see `training_rows`, `score`.
     """
-    predictions = [
-        Prediction(
-            row=at,
-            **asdict(row),
-            generated=text,
-            finish_reason="",
-            generated_tokens=0,
-            key="",
-        )
-        for at, (row, text) in enumerate(answered)
-    ]
+    predictions = [replace(unanswered(at, row), generated=text) for at, (row, text) in enumerate(answered)]
     train = None if data is None else training_rows(data, {row.source for row, _ in answered})
     scores = score(predictions, protocol=protocol, train=train, provenance=provenance)
     write_scores(Path(out), scores, show_credentialed)

@@ -13,6 +13,8 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
+MARKER = "###"  # a line that starts with it begins another part of a prompt: an answer ends before it
+
 
 @dataclass(frozen=True)
 class Parsed:

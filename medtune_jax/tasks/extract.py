@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from medtune_jax.tasks.base import Parsed, RowError, Task
+from medtune_jax.tasks.base import Parsed, RowError, Task, leading_metric
 from medtune_jax.tasks.counts import f1, ratio
 from medtune_jax.tasks.extract_reading import read_fields, read_list
 from medtune_jax.tasks.matching import match, normalise
@@ -67,12 +67,8 @@ class ExtractTask(Task):
             raise ValueError(f"fields must be non-empty, unpadded and differ in more than case: {self.fields}")
         self.ranked = ranked
         self.single = single
-        self.metric = "mrr" if ranked else "exact_match" if single else "f1"
-        if metric is not None:
-            known = list(self.metrics(defaultdict(lambda: np.zeros(()))))
-            if metric not in known:
-                raise ValueError(f"metric {metric!r} is none of {', '.join(known)}")
-            self.metric = metric
+        leads = "mrr" if ranked else "exact_match" if single else "f1"
+        self.metric = leading_metric(metric or leads, list(self.metrics(defaultdict(lambda: np.zeros(())))))
 
     def render(self, annotation: Annotation) -> tuple[str, str]:
         """Returns (input, JSON on one line), with the first name of each item.

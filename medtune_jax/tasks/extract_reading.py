@@ -30,7 +30,8 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
 
-MARKER = "###"
+from medtune_jax.tasks.base import MARKER
+
 _FENCE = "```"
 _OPENERS = "[{"
 # An opening bracket that a list of names may start with, unlike that of a reference such as "[1]".

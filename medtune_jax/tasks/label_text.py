@@ -11,7 +11,8 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-MARKER = "###"
+from medtune_jax.tasks.base import MARKER
+
 BULLET = re.compile(r"^(?:[-*\u2022]{1,3}|\d{1,3}[.)])\s+")
 # Words that deny a label before or after them in their clause. The list is ours; it cannot be all of English.
 _DENYING = (

@@ -23,8 +23,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
+from medtune_jax.tasks.base import MARKER
+
 SEPARATOR = " : "
-MARKER = "###"
 
 _BLANKS = re.compile(r"[ \t\r]+")
 

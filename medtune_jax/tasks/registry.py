@@ -6,6 +6,7 @@ the rows that `medtune prepare` renders from the files as distributed.
 
 from __future__ import annotations
 
+import functools
 import re
 
 from medtune_jax.errors import UserError, did_you_mean
@@ -17,6 +18,7 @@ SOURCES: dict[str, Source] = {
 }
 
 
+@functools.lru_cache(maxsize=4096)  # asked for every row
 def _folded(name: str) -> str:
     """Returns what tells names apart: letter case, white space, hyphens and underscores do not.
 

@@ -115,6 +115,12 @@ def registered_name(name: str) -> str:
     return name if source is None else source.name
 
 
+def credentialed_in(rows: Iterable[Row]) -> list[str]:
+    """Returns the sorted names of the credentialed sources of rows."""
+    found = (find_source(name) for name in {row.source for row in rows})
+    return sorted({source.name for source in found if source is not None and source.credentialed})
+
+
 def gold_sha256(rows: Iterable[Row]) -> str:
     """Returns the hex SHA-256 of the ordered (input, output) pairs: which questions and gold answers, in which order.
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from medtune_jax.tasks.base import Parsed, RowError, Task
+from medtune_jax.tasks.base import Parsed, RowError, Task, leading_metric
 from medtune_jax.tasks.counts import ratio
 from medtune_jax.tasks.rouge import NAMES as ROUGE
 from medtune_jax.tasks.rouge import rouge_f1
@@ -45,9 +45,7 @@ class TextTask(Task):
 
     def __init__(self, *, metric: str | None = None):
         """Raises ValueError where `metric`, rougeL if not given, is none of the task's."""
-        if metric is not None and metric not in (*ROUGE, "bleu"):
-            raise ValueError(f"metric {metric!r} is none of {', '.join((*ROUGE, 'bleu'))}")
-        self.metric = metric or "rougeL"
+        self.metric = leading_metric(metric or "rougeL", (*ROUGE, "bleu"))
 
     def render(self, annotation: tuple[str, str]) -> tuple[str, str]:
         """Returns the annotation.
