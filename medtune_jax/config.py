@@ -6,12 +6,10 @@ Every field says whether it is `math` (it changes what is computed: resuming wit
 
 from __future__ import annotations
 
-import dataclasses
-import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.errors import UserError
 
 
 def math(default: Any) -> Any:
@@ -25,13 +23,26 @@ def free(default: Any) -> Any:
 
 
 @dataclass(frozen=True)
+class LoraConfig:
+    """Low-rank adapters (Hu et al. 2021) on a frozen base, in place of tuning all weights. Names are PEFT's."""
+
+    rank: int = math(0)  # 0 = all weights are tuned
+    alpha: float = math(16.0)  # the update is scaled by alpha / rank
+    dropout: float = math(0.0)  # on the adapters' inputs
+    targets: tuple[str, ...] = math(("all",))  # q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    rslora: bool = math(False)  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
+    base: Literal["compute", "int8", "nf4"] = math("compute")  # how the frozen projections are stored
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Which checkpoint, and how it is run."""
 
     path: str = free("")  # Hugging Face directory; its content is held by hash, not by path
-    attention: Literal["xla"] = math("xla")
-    remat: Literal["none", "full"] = free("full")  # recompute each layer's activations in the backward pass
+    attention: Literal["auto", "xla", "splash", "cudnn", "triton"] = free("auto")  # auto: by platform
+    remat: Literal["none", "dots", "offload", "full"] = free("full")  # what of each layer the backward pass recomputes
     max_positions: int | None = math(None)  # raises max_position_embeddings (warns: extrapolates)
+    lora: LoraConfig = field(default_factory=LoraConfig)
 
 
 @dataclass(frozen=True)
@@ -170,107 +181,3 @@ class Config:
         ):
             if not holds:
                 raise UserError(f"{name} is {value}; it must be {rule}.")
-
-
-def groups() -> dict[str, type]:
-    """Returns group name -> its dataclass, in the order of `Config`."""
-    return typing.get_type_hints(Config)
-
-
-def to_dict(config: Config) -> dict[str, dict[str, Any]]:
-    """Returns nested plain dicts, JSON-ready (tuples become lists)."""
-    return {
-        group: {key: list(v) if isinstance(v, tuple) else v for key, v in leaves.items()}
-        for group, leaves in dataclasses.asdict(config).items()
-    }
-
-
-def from_dict(values: dict[str, dict[str, Any]]) -> Config:
-    """Builds a Config from nested dicts; raises UserError on an unknown group or key or a value of the wrong type."""
-    built = {}
-    for group, leaves in values.items():
-        if group not in groups():
-            raise UserError(f"Unknown config group '{group}'.{did_you_mean(group, groups())}")
-        kind = groups()[group]
-        hints = typing.get_type_hints(kind)
-        checked = {}
-        for key, value in leaves.items():
-            if key not in hints:
-                raise UserError(f"Unknown config key '{group}.{key}'.{did_you_mean(key, hints)}")
-            checked[key] = _checked(f"{group}.{key}", value, hints[key])
-        built[group] = kind(**checked)
-    return Config(**built)
-
-
-def override(config: Config, overrides: dict[str, str]) -> Config:
-    """Applies {"group.leaf": text} as typed on a command line ("none" clears an optional, commas separate a tuple)."""
-    values = to_dict(config)
-    for path, text in overrides.items():
-        group, _, key = path.partition(".")
-        if group not in groups():
-            raise UserError(f"Unknown config group '{group}' in --config.{path}.{did_you_mean(group, groups())}")
-        hints = typing.get_type_hints(groups()[group])
-        if key not in hints:
-            raise UserError(f"Unknown config key '{path}' in --config.{path}.{did_you_mean(key, hints)}")
-        values[group][key] = _from_text(path, text, hints[key])
-    return from_dict(values)
-
-
-def changed_math(old: Config, new: Config) -> list[str]:
-    """Returns one line per `math` field whose value differs: 'train.seed: 0 -> 1'."""
-    lines = []
-    for group, kind in groups().items():
-        for leaf in dataclasses.fields(kind):
-            before, after = getattr(getattr(old, group), leaf.name), getattr(getattr(new, group), leaf.name)
-            if leaf.metadata["kind"] == "math" and before != after:
-                lines.append(f"{group}.{leaf.name}: {before} -> {after}")
-    return lines
-
-
-def _options(hint: Any) -> tuple[Any, bool]:
-    """Returns (the type without None, whether None is allowed)."""
-    arguments = typing.get_args(hint)
-    if type(None) in arguments:
-        (inner,) = (a for a in arguments if a is not type(None))
-        return inner, True
-    return hint, False
-
-
-def _checked(path: str, value: Any, hint: Any) -> Any:
-    inner, optional = _options(hint)
-    if value is None and optional:
-        return None
-    if typing.get_origin(inner) is Literal:
-        choices = typing.get_args(inner)
-        if value not in choices:
-            raise UserError(f"{path} is {value!r}.{did_you_mean(str(value), map(str, choices))}")
-        return value
-    if typing.get_origin(inner) is tuple:
-        if isinstance(value, (list, tuple)) and all(isinstance(v, str) for v in value):
-            return tuple(value)
-    elif inner is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif isinstance(value, inner) and not (inner is int and isinstance(value, bool)):
-        return value
-    name = "tuple of strings" if typing.get_origin(inner) is tuple else inner.__name__
-    raise UserError(f"{path} is {value!r}; expected {name}{' or none' if optional else ''}.")
-
-
-def _from_text(path: str, text: str, hint: Any) -> Any:
-    inner, optional = _options(hint)
-    if optional and text.lower() == "none":
-        return None
-    if typing.get_origin(inner) is tuple:
-        return tuple(part for part in text.split(",") if part)
-    if inner is bool:
-        if text.lower() in ("true", "1", "yes"):
-            return True
-        if text.lower() in ("false", "0", "no"):
-            return False
-        raise UserError(f"{path}={text}: expected true or false.")
-    if inner in (int, float):
-        try:
-            return inner(text)
-        except ValueError:
-            raise UserError(f"{path}={text}: expected {inner.__name__}.") from None
-    return text

@@ -2,7 +2,8 @@
 
 import pytest
 
-from medtune_jax.config import Config, override
+from medtune_jax.config import Config
+from medtune_jax.config_values import override
 from medtune_jax.errors import UserError
 
 RUNNABLE = override(Config(), {"model.path": "m", "data.path": "d", "train.steps": "1"})

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Sequence
 from types import ModuleType
@@ -10,7 +9,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from medtune_jax import config as config_lib
+from medtune_jax import config_values
 from medtune_jax.cli import experiments
 from medtune_jax.config import Config
 from medtune_jax.errors import UserError
@@ -45,7 +44,7 @@ def parse(module: ModuleType, argv: Sequence[str]) -> tuple[absl_flags.FlagValue
         base = experiments.load(flags.config)
     else:
         base = module.base_config(flags) if hasattr(module, "base_config") else Config()
-    return flags, config_lib.override(base, overrides)
+    return flags, config_values.override(base, overrides)
 
 
 def define(module: ModuleType) -> absl_flags.FlagValues:
@@ -117,9 +116,7 @@ def verb_help(module: ModuleType, verb: str, example: str) -> str:
     if getattr(module, "TAKES_CONFIG", False):
         lines += ["", f"Experiments: {', '.join(experiments.names())}", "", "Overrides, with their defaults:"]
         lines += [
-            f"  --config.{group}.{leaf.name}={_typed(getattr(getattr(Config(), group), leaf.name))}"
-            for group, kind in config_lib.groups().items()
-            for leaf in dataclasses.fields(kind)
+            f"  --config.{path}={_typed(config_values.get(Config(), path))}" for path, _, _ in config_values.leaves()
         ]
     return "\n".join(lines)
 

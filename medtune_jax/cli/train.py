@@ -10,7 +10,8 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from medtune_jax.config import Config, from_dict
+from medtune_jax.config import Config
+from medtune_jax.config_values import from_dict
 from medtune_jax.errors import UserError
 
 SUMMARY = "tune a checkpoint on prepared rows; again on the same folder resumes"

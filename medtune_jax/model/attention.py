@@ -22,12 +22,14 @@ def attention(
     Args:
       q_BSHE, k_BSKE, v_BSKE: rotated queries and keys, and values; query head h reads key-value head h // G.
       segment_ids_BS: int32; a position attends earlier positions of its own segment only. 0 is padding.
-      implementation: "xla".
+      implementation: a backend by name, or "auto".
 
     Returns:
       [B, S, H, E] in q's dtype; softmax in float32, scores scaled by 1/sqrt(E).
     """
-    return _IMPLEMENTATIONS[implementation](q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
+    return _IMPLEMENTATIONS["xla" if implementation == "auto" else implementation](
+        q_BSHE, k_BSKE, v_BSKE, segment_ids_BS
+    )
 
 
 def cached_attention(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BS: jax.Array) -> jax.Array:

@@ -7,9 +7,10 @@ Read from top to bottom: config, the parameter table, layers, forward. Arrays ca
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -239,30 +240,61 @@ def rotate(x_BShE: jax.Array, cos_BSe: jax.Array, sin_BSe: jax.Array) -> jax.Arr
 
 
 def layer(
-    x_BSD: jax.Array, weights: Params, config: LlamaConfig, rope: tuple[jax.Array, jax.Array], attend: Any
+    x_BSD: jax.Array,
+    weights: Params,
+    config: LlamaConfig,
+    rope: tuple[jax.Array, jax.Array],
+    attend: Any,
+    adapt: Callable[[str, jax.Array], jax.Array | None] | None = None,
 ) -> Any:
-    """One decoder layer. attend(q_BSHE, k_BSKE, v_BSKE) -> (o_BSHE, extra); returns (x_BSD, extra)."""
+    """One decoder layer.
+
+    Args:
+      attend: (q_BSHE, k_BSKE, v_BSKE) -> (o_BSHE, extra).
+      adapt: (name of a projection, its input) -> what an adapter adds to its output, None where it adds nothing.
+
+    Returns:
+      (x_BSD, extra).
+    """
     batch, sequence, _ = x_BSD.shape
 
-    def heads(kernel: str, count: int, axis: str) -> jax.Array:
-        y = dense(h_BSD, weights[kernel]["kernel"]).reshape(batch, sequence, count, config.head_dim)
+    def project(name: str, h_BSi: jax.Array) -> jax.Array:
+        y_BSo = dense(h_BSi, weights[name]["kernel"])
+        update_BSo = adapt(name, h_BSi) if adapt is not None else None
+        return y_BSo if update_BSo is None else y_BSo + update_BSo
+
+    def heads(name: str, count: int, axis: str) -> jax.Array:
+        y = project(name, h_BSD).reshape(batch, sequence, count, config.head_dim)
         return constrain(y, "batch", "sequence", axis, None)
 
     h_BSD = rms_norm(x_BSD, weights["input_layernorm"]["scale"], config.rms_norm_eps)
     q_BSHE = rotate(heads("q_proj", config.num_heads, "heads"), *rope)
     k_BSKE = rotate(heads("k_proj", config.num_kv_heads, "kv_heads"), *rope)
     o_BSHE, extra = attend(q_BSHE, k_BSKE, heads("v_proj", config.num_kv_heads, "kv_heads"))
-    o_BSD = dense(o_BSHE.reshape(batch, sequence, -1), weights["o_proj"]["kernel"])
+    o_BSD = project("o_proj", o_BSHE.reshape(batch, sequence, -1))
     x_BSD = constrain(x_BSD + o_BSD, "batch", "sequence", "act_embed")
 
     h_BSD = rms_norm(x_BSD, weights["post_attention_layernorm"]["scale"], config.rms_norm_eps)
-    gate_BSF = dense(h_BSD, weights["gate_proj"]["kernel"])
-    f_BSF = constrain(jax.nn.silu(gate_BSF) * dense(h_BSD, weights["up_proj"]["kernel"]), "batch", "sequence", "mlp")
-    x_BSD = x_BSD + dense(f_BSF, weights["down_proj"]["kernel"])
+    gate_BSF = project("gate_proj", h_BSD)
+    f_BSF = constrain(jax.nn.silu(gate_BSF) * project("up_proj", h_BSD), "batch", "sequence", "mlp")
+    x_BSD = x_BSD + project("down_proj", f_BSF)
     return constrain(x_BSD, "batch", "sequence", "act_embed"), extra
 
 
 # -------------------------------------------------------------------------------------------------------- forward
+
+
+class Adapter(Protocol):
+    """What `forward` asks of low-rank adapters (model/lora.py has them).
+
+    Attributes:
+      params: their tree; leaves below "layers" are stacked [L, ...].
+    """
+
+    params: Params
+
+    def update(self, params: Params, layer: jax.Array, name: str, x_BSi: jax.Array) -> jax.Array | None:
+        """Returns what is added to projection `name` of input x; params: one layer's part of the tree; None = nothing."""
 
 
 def forward(
@@ -275,6 +307,7 @@ def forward(
     attention: str = "xla",
     remat: str = "none",
     compute_dtype: Any = jnp.float32,
+    adapter: Adapter | None = None,
 ) -> jax.Array:
     """Runs the decoder.
 
@@ -284,6 +317,7 @@ def forward(
       attention: backend of the entry in model/attention.py.
       remat: "full" recomputes each layer in the backward pass, "none" keeps its activations.
       compute_dtype: dtype of activations and of the parameters as they are used.
+      adapter: low-rank updates of the projections; None = the parameters as they are.
 
     Returns:
       hidden [B, S, D] after the final norm, in compute_dtype.
@@ -296,12 +330,15 @@ def forward(
     segments_BS = jnp.ones_like(tokens_BS) if segment_ids_BS is None else segment_ids_BS
     attend = partial(attend_segments, segment_ids_BS=segments_BS, implementation=attention)
 
-    def body(x_BSD: jax.Array, weights: Params) -> tuple[jax.Array, None]:
-        return layer(x_BSD, weights, config, rope, lambda q, k, v: (attend(q, k, v), None))
+    def body(x_BSD: jax.Array, inputs: tuple[Params, Params, jax.Array]) -> tuple[jax.Array, None]:
+        weights, low_rank, index = inputs
+        adapt = None if adapter is None else partial(adapter.update, low_rank, index)
+        return layer(x_BSD, weights, config, rope, lambda q, k, v: (attend(q, k, v), None), adapt)
 
     if remat == "full":
         body = jax.checkpoint(body, prevent_cse=False)
-    x_BSD, _ = jax.lax.scan(body, x_BSD, params["layers"])
+    low_rank = {} if adapter is None else adapter.params["layers"]
+    x_BSD, _ = jax.lax.scan(body, x_BSD, (params["layers"], low_rank, jnp.arange(config.num_layers)))
     return rms_norm(x_BSD, params["norm"]["scale"], config.rms_norm_eps)
 
 

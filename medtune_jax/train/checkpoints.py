@@ -21,7 +21,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from medtune_jax.config import Config, changed_math, from_dict, to_dict
+from medtune_jax.config import Config
+from medtune_jax.config_values import changed_math, from_dict, to_dict
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params
 from medtune_jax.train.state import TrainState

@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 
 from medtune_jax.compilation_cache import use_compilation_cache
-from medtune_jax.config import Config, to_dict
-from medtune_jax.convert.hf_import import load_params
+from medtune_jax.config import Config
+from medtune_jax.config_values import to_dict
 from medtune_jax.convert.origin import ORIGIN_FILE, origin_json
 from medtune_jax.data.loader import Batch
 from medtune_jax.errors import Interrupted, UserError
-from medtune_jax.model.llama import num_params
+from medtune_jax.model.llama import Params, num_params
 from medtune_jax.sharding import batch_sharding, make_mesh
 from medtune_jax.train.checkpoints import Checkpoints, full_disk_named
 from medtune_jax.train.inputs import Inputs, read_inputs
@@ -40,6 +39,7 @@ from medtune_jax.train.optimizer import make_optimizer
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
 from medtune_jax.train.step import abstract_batch, make_eval_step, make_train_step
+from medtune_jax.train.trainable import init_trainable, load_frozen
 
 
 @dataclass(frozen=True)
@@ -84,10 +84,11 @@ def train(config: Config, workdir: str | Path) -> Result:
         inputs = read_inputs(config, mesh)
         data, total = inputs.data, inputs.data.total_steps
         optimizer = make_optimizer(config.optimizer, total)
-        state = checkpoints.restore(abstract_state(inputs.model, optimizer, mesh), config, inputs.identity)
+        frozen = load_frozen(config, inputs.model, inputs.source, mesh)
+        state = checkpoints.restore(abstract_state(config, inputs.model, optimizer, mesh), config, inputs.identity)
         if state is None:
-            params = load_params(inputs.source, inputs.model, np.float32, mesh)
-            state = init_state(params, inputs.model, optimizer, mesh)
+            params = init_trainable(config, inputs.model, inputs.source, mesh)
+            state = init_state(params, config, inputs.model, optimizer, mesh)
             del params  # the state owns them: the first update gives their memory up
         first = int(state.step)
         _write_run_folder(workdir, config, inputs)
@@ -96,16 +97,16 @@ def train(config: Config, workdir: str | Path) -> Result:
 
         with MetricsLog(workdir, step=first, tensorboard=config.log.tensorboard) as log, jax.set_mesh(mesh):
             recorder = Recorder(config.log.every_steps, inputs, log, progress, checkpoints.steps)
-            evaluate = _make_evaluate(config, inputs, mesh)
+            evaluate = _make_evaluate(config, inputs, frozen, mesh)
             if first < total:
                 began_compiling = time.perf_counter()
                 update = make_train_step(config, inputs.model, optimizer, mesh)
-                compiled = update.lower(state, abstract_batch(data.batch(first), mesh)).compile()
+                compiled = update.lower(state, frozen, abstract_batch(data.batch(first), mesh)).compile()
                 progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
             progress.resume()
             for done in range(first + 1, total + 1):
-                state, metrics = compiled(state, put(data.batch(done - 1), mesh))
+                state, metrics = compiled(state, frozen, put(data.batch(done - 1), mesh))
                 recorder.push(done, metrics)
 
                 stopping = stop.requested  # asked once: a signal during what follows waits for the next step
@@ -152,12 +153,12 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _make_evaluate(config: Config, inputs: Inputs, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
+def _make_evaluate(config: Config, inputs: Inputs, frozen: Params, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
     """Returns params -> the loss on the held-out rows, nats per loss token."""
     eval_step = make_eval_step(config, inputs.model, mesh)
 
     def evaluate(params: Any) -> dict[str, Any]:
-        sums = jax.device_get([eval_step(params, put(batch, mesh)) for batch in inputs.evaluation])
+        sums = jax.device_get([eval_step(params, frozen, put(batch, mesh)) for batch in inputs.evaluation])
         total, count = (float(sum(part)) for part in zip(*sums, strict=True))
         if not math.isfinite(total):
             raise UserError(

@@ -9,9 +9,11 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
-from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
+from medtune_jax.config import Config
+from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.sharding import replicated
 from medtune_jax.train.optimizer import Optimizer
+from medtune_jax.train.trainable import abstract_trainable
 
 
 class TrainState(NamedTuple):
@@ -19,7 +21,7 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: int32 scalar array, updates done.
-      params: float32, the tree of model/llama.py.
+      params: what is trained (train/trainable.py), float32.
       opt_state: optax's state; moments lie as their parameters do.
     """
 
@@ -28,9 +30,9 @@ class TrainState(NamedTuple):
     opt_state: Any
 
 
-def abstract_state(config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+def abstract_state(config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
     """Returns the state as ShapeDtypeStructs with shardings; nothing is allocated."""
-    params = abstract_params(config, jnp.float32, mesh)
+    params = abstract_trainable(config, model, mesh)
     everywhere = replicated(mesh)
 
     def like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
@@ -51,8 +53,8 @@ def shardings(tree: Any) -> Any:
     return jax.tree.map(lambda leaf: leaf.sharding, tree)
 
 
-def init_state(params: Params, config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Returns the state before the first update; `params` (float32, already placed) becomes part of it."""
-    places = shardings(abstract_state(config, optimizer, mesh))
+def init_state(params: Params, config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
+    """Returns the state before the first update; `params` (what is trained, already placed) becomes part of it."""
+    places = shardings(abstract_state(config, model, optimizer, mesh))
     opt_state = jax.jit(optimizer.transform.init, out_shardings=places.opt_state)(params)
     return TrainState(jax.device_put(jnp.zeros((), jnp.int32), places.step), params, opt_state)

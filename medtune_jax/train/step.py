@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,27 +16,16 @@ import optax
 from jax.sharding import Mesh
 
 from medtune_jax.config import Config
-from medtune_jax.model.llama import LlamaConfig, Params, abstract_params, forward, head
+from medtune_jax.model.llama import LlamaConfig, Params, forward, head
 from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, replicated
 from medtune_jax.train.loss import chunk_size, linear_cross_entropy
 from medtune_jax.train.optimizer import Optimizer
+from medtune_jax.train.precision import PRECISIONS
 from medtune_jax.train.state import TrainState, abstract_state, shardings
+from medtune_jax.train.trainable import abstract_frozen, abstract_trainable, assemble
 
 Batch = dict[str, Any]  # arrays, or their ShapeDtypeStructs when lowering
 Metrics = dict[str, jax.Array]
-
-
-class Precision(NamedTuple):
-    """A policy by name. Parameters, their gradients' sum and the second moment are float32 in each."""
-
-    compute_dtype: Any  # of activations, and of parameters as matmuls read them
-    matmul: str  # jax.default_matmul_precision
-
-
-PRECISIONS = {
-    "float32": Precision(jnp.float32, "highest"),
-    "bf16_compute": Precision(jnp.bfloat16, "default"),
-}
 
 
 def abstract_batch(batch: dict[str, Any], mesh: Mesh) -> Batch:
@@ -44,38 +34,42 @@ def abstract_batch(batch: dict[str, Any], mesh: Mesh) -> Batch:
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in batch.items()}
 
 
-def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Wrapped:
-    """Returns the jitted (state, batch) -> (state, metrics); the state passed in is given up (donated).
+def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns the jitted (state, frozen, batch) -> (state, metrics); the state passed in is given up (donated).
 
-    A batch is that of data/loader.py: int32 tokens, positions, segment_ids [B, S], loss_positions, targets [B, M] and
-    float32 weights [B, M]. The gradient is that of the weighted mean over the loss tokens of the whole batch, however
-    it is split into micro-batches and devices. Run it, or lower it, under `jax.set_mesh(mesh)`.
+    `frozen` is what is not trained (train/trainable.py). A batch is that of data/loader.py: int32 tokens, positions,
+    segment_ids [B, S], loss_positions, targets [B, M] and float32 weights [B, M]. The gradient is that of the weighted
+    mean over the loss tokens of the whole batch, however it is split into micro-batches and devices. Dropout is decided
+    by (seed, step, row of the batch), so neither does it depend on the layout. Run it, or lower it, under
+    `jax.set_mesh(mesh)`.
 
     Metrics, float32 scalars: loss (nats per loss token, unweighted), weighted_loss (what is minimised), grad_norm
     (before clipping), learning_rate (of this update), loss_tokens.
     """
-    sums = _make_sums(config, model_config, mesh)
+    sums = _make_sums(config, model, mesh)
     precision, accumulation = PRECISIONS[config.train.precision], config.train.accumulation
-    state_shardings = shardings(abstract_state(model_config, optimizer, mesh))
+    state_shardings = shardings(abstract_state(config, model, optimizer, mesh))
 
-    def gradients(params: Params, batch: Batch, weight: jax.Array) -> tuple[Params, jax.Array, jax.Array]:
+    def gradients(state: TrainState, frozen: Params, batch: Batch, weight: jax.Array) -> Any:
         def objective(params: Params) -> tuple[jax.Array, jax.Array]:
-            weighted, plain = sums(params, batch)
+            weighted, plain = sums(params, frozen, batch)
             return weighted / weight, plain
 
         with jax.default_matmul_precision(precision.matmul):  # around the backward pass too
-            (weighted, plain), grads = jax.value_and_grad(objective, has_aux=True)(params)
+            (weighted, plain), grads = jax.value_and_grad(objective, has_aux=True)(state.params)
         return jax.lax.with_sharding_constraint(grads, state_shardings.params), weighted, plain
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(state: TrainState, frozen: Params, batch: Batch) -> tuple[TrainState, Metrics]:
         weight = jnp.sum(batch["weights"])
         count = jnp.sum(batch["weights"] != 0).astype(jnp.float32)
+        if config.model.lora.dropout:
+            batch = {**batch, "dropout_keys": _dropout_keys(config.train.seed, state.step, batch["tokens"].shape[0])}
         if accumulation == 1:
-            grads, weighted, plain = gradients(state.params, batch, weight)
+            grads, weighted, plain = gradients(state, frozen, batch, weight)
         else:
 
             def add(carry: Any, micro: Batch) -> tuple[Any, None]:
-                return jax.tree.map(jnp.add, carry, gradients(state.params, micro, weight)), None
+                return jax.tree.map(jnp.add, carry, gradients(state, frozen, micro, weight)), None
 
             nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
             (grads, weighted, plain), _ = jax.lax.scan(add, nothing, _micro_batches(batch, accumulation))
@@ -91,51 +85,58 @@ def make_train_step(config: Config, model_config: LlamaConfig, optimizer: Optimi
 
     return jax.jit(
         train_step,
-        in_shardings=(state_shardings, batch_sharding(mesh)),
+        in_shardings=(state_shardings, shardings(abstract_frozen(config, model, mesh)), batch_sharding(mesh)),
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
 
 
-def make_eval_step(config: Config, model_config: LlamaConfig, mesh: Mesh) -> jax.stages.Wrapped:
-    """Returns the jitted (params, batch) -> (sum of the unweighted loss in nats, loss tokens), float32 scalars."""
-    sums = _make_sums(config, model_config, mesh)
+def make_eval_step(config: Config, model: LlamaConfig, mesh: Mesh) -> jax.stages.Wrapped:
+    """Returns the jitted (params, frozen, batch) -> (sum of the unweighted loss in nats, loss tokens), float32."""
+    sums = _make_sums(config, model, mesh)
 
-    def eval_step(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def eval_step(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         with jax.default_matmul_precision(PRECISIONS[config.train.precision].matmul):
-            _, plain = sums(params, batch)
+            _, plain = sums(params, frozen, batch)
         return plain, jnp.sum(batch["weights"] != 0).astype(jnp.float32)
 
-    param_shardings = shardings(abstract_params(model_config, jnp.float32, mesh))
-    return jax.jit(eval_step, in_shardings=(param_shardings, batch_sharding(mesh)), out_shardings=replicated(mesh))
+    places = (shardings(make(config, model, mesh)) for make in (abstract_trainable, abstract_frozen))
+    return jax.jit(eval_step, in_shardings=(*places, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
 def _make_sums(
-    config: Config, model_config: LlamaConfig, mesh: Mesh
-) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """Returns (params, batch) -> (weighted, plain) sums of the loss over the batch."""
+    config: Config, model: LlamaConfig, mesh: Mesh
+) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
+    """Returns (trainable, frozen, batch) -> (weighted, plain) sums of the loss over the batch."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
-    def sums(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+    def sums(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        weights = assemble(config, params, frozen, batch.get("dropout_keys"))
         hidden_BSD = forward(
-            params,
-            model_config,
-            batch["tokens"],
+            config=model,
+            tokens_BS=batch["tokens"],
             positions_BS=batch["positions"],
             segment_ids_BS=batch["segment_ids"],
             attention=config.model.attention,
             remat=config.model.remat,
             compute_dtype=PRECISIONS[config.train.precision].compute_dtype,
+            **weights,
         )
         hidden_BMD = jnp.take_along_axis(hidden_BSD, batch["loss_positions"][..., None], axis=1)
         hidden_BMD = constrain(hidden_BMD, "batch", "sequence", "act_embed")
         rows = -(-batch["tokens"].shape[0] // ways)
-        chunk = chunk_size(rows, model_config.padded_vocab // mesh.shape["tensor"])
+        chunk = chunk_size(rows, model.padded_vocab // mesh.shape["tensor"])
         return linear_cross_entropy(
-            hidden_BMD, head(params, model_config), batch["targets"], batch["weights"], model_config, chunk
+            hidden_BMD, head(weights["params"], model), batch["targets"], batch["weights"], model, chunk
         )
 
     return sums
+
+
+def _dropout_keys(seed: int, step: jax.Array, rows: int) -> jax.Array:
+    """Returns a random key for each row of the batch, [B]."""
+    key = jax.random.fold_in(jax.random.key(seed), step)
+    return jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(rows))
 
 
 def _micro_batches(batch: Batch, accumulation: int) -> Batch:

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from medtune_jax.cli import arguments
-from medtune_jax.config import Config, override
+from medtune_jax.config import Config
+from medtune_jax.config_values import override
 from medtune_jax.errors import UserError
 
 

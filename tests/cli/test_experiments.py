@@ -3,7 +3,7 @@
 import pytest
 
 from medtune_jax.cli import experiments
-from medtune_jax.config import from_dict, override, to_dict
+from medtune_jax.config_values import from_dict, override, to_dict
 from medtune_jax.errors import UserError
 
 

@@ -5,7 +5,8 @@ import json
 import pytest
 
 from medtune_jax.cli import arguments, train
-from medtune_jax.config import Config, to_dict
+from medtune_jax.config import Config
+from medtune_jax.config_values import to_dict
 from medtune_jax.errors import UserError
 
 

@@ -99,7 +99,7 @@ def test_a_value_out_of_range_is_refused_before_anything_is_read(refused, tmp_pa
 
 def test_an_unknown_key(refused):
     assert "Unknown config key 'train.stepz'" in refused("--config.train.stepz=3")
-    assert "Did you mean 'steps'?" in refused("--config.train.stepz=3")
+    assert "Did you mean 'train.steps'?" in refused("--config.train.stepz=3")
 
 
 def test_an_unknown_flag(refused):
@@ -126,7 +126,9 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
 
 
 def test_an_evaluation_loss_that_is_not_finite_saves_nothing(refused, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop, "make_eval_step", lambda *_: lambda params, batch: (np.float32("nan"), np.float32(1)))
+    monkeypatch.setattr(
+        loop, "make_eval_step", lambda *_: lambda params, frozen, batch: (np.float32("nan"), np.float32(1))
+    )
     message = refused(evaluation__every_steps=2, checkpoint__every_steps=2)
     assert "The loss on the validation rows is nan: training diverged" in message
     assert not (tmp_path / "run" / "checkpoints").exists()

@@ -14,7 +14,7 @@ from tiny_run import flags, ner_rows, settings
 
 from medtune_jax.cli.main import dispatch
 from medtune_jax.cli.train import human
-from medtune_jax.config import from_dict, to_dict
+from medtune_jax.config_values import from_dict, to_dict
 from medtune_jax.data.encode import encode_rows
 from medtune_jax.data.prompts import get_template
 from medtune_jax.model.llama import forward, logits

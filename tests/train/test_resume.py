@@ -57,7 +57,7 @@ def run(finished, tmp_path) -> Path:
 def restore(config: Config, workdir: Path):
     mesh = make_mesh(config.mesh)
     inputs = read_inputs(config, mesh)
-    target = abstract_state(inputs.model, make_optimizer(config.optimizer, inputs.data.total_steps), mesh)
+    target = abstract_state(config, inputs.model, make_optimizer(config.optimizer, inputs.data.total_steps), mesh)
     with Checkpoints(workdir / "checkpoints") as checkpoints:
         return checkpoints.restore(target, config, inputs.identity)
 

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from medtune_jax.config import Config, MeshConfig, from_dict
+from medtune_jax.config import Config, MeshConfig
+from medtune_jax.config_values import from_dict, get, leaves
 from medtune_jax.convert.hf_export import export_params
 from medtune_jax.data.encode import encode_rows
 from medtune_jax.data.loader import Batch, TrainData
@@ -114,10 +115,10 @@ def settings(model: Path | str = "model", data: Path | str = "data", **changes: 
 def flags(config: Config, workdir: Path) -> list[str]:
     """Returns the command line `train ...` that says `config`, leaf by leaf where it differs from the default."""
     words = ["train", f"--workdir={workdir}"]
-    for group, leaves in dataclasses.asdict(config).items():
-        for leaf, value in leaves.items():
-            if value != getattr(getattr(Config(), group), leaf):
-                words.append(f"--config.{group}.{leaf}={value}")
+    for path, _, _ in leaves():
+        value = get(config, path)
+        if value != get(Config(), path):
+            words.append(f"--config.{path}={','.join(value) if isinstance(value, tuple) else value}")
     return words
 
 
@@ -169,10 +170,10 @@ def run_steps(
     with jax.set_mesh(placed):
         update: Any = make_train_step(config, model, optimizer, placed)
         params = jax.device_put(params, param_shardings(model, placed))
-        state = init_state(params, model, optimizer, placed)
+        state = init_state(params, config, model, optimizer, placed)
         seen = []
         for batch in batches:
-            state, metrics = update(state, put(batch, placed))
+            state, metrics = update(state, {}, put(batch, placed))
             seen.append({name: float(value) for name, value in metrics.items()})
         assert update._cache_size() == 1, "the second update compiled again"
     return state, seen
