@@ -294,7 +294,7 @@ class Adapter(Protocol):
     params: Params
 
     def update(self, params: Params, layer: jax.Array, name: str, x_BSi: jax.Array) -> jax.Array | None:
-        """Returns what is added to projection `name` of input x; params: one layer's part of the tree; None = nothing."""
+        """Returns what is added to projection `name` of input x, None where nothing; params: of one layer."""
 
 
 def forward(
