@@ -87,8 +87,8 @@ class TrainData:
         epoch = int(np.searchsorted(self._ends, step, side="right"))
         return epoch, step - int(self._ends[epoch - 1] if epoch else 0)
 
-    def batch(self, step: int) -> Batch:
-        """Returns the batch of a step; the same arrays whenever and wherever it is asked for.
+    def batch(self, step: int, rows: slice | None = None) -> Batch:
+        """Returns the batch of a step, or sequences `rows` of it; the same whenever and wherever it is asked for.
 
         Keys:
           tokens, positions, segment_ids: int32 [B, S]. Positions restart at 0 in each document; segment ids count the
@@ -96,7 +96,9 @@ class TrainData:
           loss_positions, targets: int32 [B, M]; weights: float32 [B, M]. The logits at loss_positions predict targets;
             unused entries are 0 in all three.
         """
-        return make_batch(self._rows, self._step_packs(step), self._batch_size, self._max_length, self.budget)
+        wanted = range(self._batch_size)[rows or slice(None)]
+        packs = self._step_packs(step)[rows or slice(None)]
+        return make_batch(self._rows, packs, len(wanted), self._max_length, self.budget)
 
     def rows_in(self, step: int) -> list[int]:
         """Returns the indices, among the rows that were read, of the rows in this step's batch, in batch order."""

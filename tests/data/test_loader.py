@@ -141,6 +141,15 @@ def test_a_batch_depends_on_nothing_but_the_step():
         assert all((resumed[key] == forward[step][key]).all() for key in resumed)
 
 
+@given(n=st.integers(1, 30), start=st.integers(0, 5), stop=st.integers(0, 7))
+def test_some_sequences_of_a_batch_are_those_of_the_whole(n, start, stop):
+    data = plan(make_rows(2, n))
+    for step in range(data.total_steps):
+        whole, part = data.batch(step), data.batch(step, slice(start, stop))
+        assert all((part[key] == whole[key][start:stop]).all() for key in whole)
+        assert {key: x.shape for key, x in part.items()} == {key: x[start:stop].shape for key, x in whole.items()}
+
+
 def test_a_longer_run_begins_with_the_same_batches():
     rows = make_rows(1, 40)
     short, long = plan(rows, epochs=1.0), plan(rows, epochs=3.0)
