@@ -6,10 +6,12 @@ Every field says whether it is `math` (it changes what is computed: resuming wit
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
-from medtune_jax.errors import UserError
+from medtune_jax.errors import UserError, did_you_mean
+
+LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 def math(default: Any) -> Any:
@@ -29,9 +31,32 @@ class LoraConfig:
     rank: int = math(0)  # 0 = all weights are tuned
     alpha: float = math(16.0)  # the update is scaled by alpha / rank
     dropout: float = math(0.0)  # on the adapters' inputs
-    targets: tuple[str, ...] = math(("all",))  # q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj
+    targets: tuple[str, ...] = math(("all",))  # or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
     rslora: bool = math(False)  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
     base: Literal["compute", "int8", "nf4"] = math("compute")  # how the frozen projections are stored
+
+    def check(self) -> None:
+        """Raises UserError where a value is out of range, or is given though there are no adapters."""
+        if self.rank == 0:
+            for key in fields(self):
+                if getattr(self, key.name) != key.default:
+                    raise UserError(
+                        f"model.lora.{key.name} is {getattr(self, key.name)}, but model.lora.rank is 0: all weights "
+                        f"are tuned, without adapters. Set --config.model.lora.rank, or leave {key.name} out."
+                    )
+            return
+        for name, value, holds, rule in (
+            ("rank", self.rank, self.rank > 0, "0 (all weights are tuned) or more"),
+            ("alpha", self.alpha, 0 < self.alpha < float("inf"), "above 0"),
+            ("dropout", self.dropout, 0 <= self.dropout < 1, "in [0, 1)"),
+            ("targets", "empty", bool(self.targets), f"all, or some of {', '.join(LORA_TARGETS)}"),
+        ):
+            if not holds:
+                raise UserError(f"model.lora.{name} is {value}; it must be {rule}.")
+        known = (*LORA_TARGETS, "all")
+        for name in self.targets:
+            if name not in known:
+                raise UserError(f"model.lora.targets: no projection is called '{name}'.{did_you_mean(name, known)}")
 
 
 @dataclass(frozen=True)
@@ -68,6 +93,8 @@ class TrainConfig:
     seed: int = math(0)
     precision: Literal["bf16_compute", "float32"] = math("bf16_compute")
     decision_weight: float = math(1.0)  # decision tokens against echoed ones in the loss; 1 = the papers
+    bad_step: Literal["stop", "skip"] = free("stop")  # at a loss or gradient that is not finite, or a spike
+    spike_factor: float | None = math(None)  # a spike: loss or gradient norm above this x its running mean; none = off
 
 
 @dataclass(frozen=True)
@@ -98,22 +125,32 @@ class MeshConfig:
 
 @dataclass(frozen=True)
 class CheckpointConfig:
+    """What is kept of a run."""
+
     every_steps: int = free(500)
     keep: int = free(2)
+    best: str = free("")  # also keep the parameters that score best: eval_loss, samples (mean), or a source's name
 
 
 @dataclass(frozen=True)
 class EvaluationConfig:
-    """Loss on held-out rows during training."""
+    """Loss on held-out rows, and answers to some of them, during training."""
 
-    every_steps: int = free(500)  # 0 = never
+    every_steps: int = free(500)  # the loss; 0 = never
     split: str = free("validation")
-    max_rows: int = free(512)
+    holdout: float = math(0.0)  # hold training rows out instead: so many, or a share below 1; 0 = use the split
+    max_rows: int = free(512)  # for the loss
+    samples_every_steps: int = free(0)  # answer held-out rows and score the answers; 0 = never
+    sample_rows: int = free(64)  # in all, dealt evenly to the sources
 
 
 @dataclass(frozen=True)
 class LogConfig:
+    """What a run tells of itself."""
+
     every_steps: int = free(10)
+    profile_start: int = free(10)  # updates of a call to `train` before its profiler trace begins
+    profile_steps: int = free(0)  # updates traced; 0 = none
     tensorboard: bool = free(True)
 
 
@@ -150,12 +187,19 @@ class Config:
         if self.data.max_length < 2:
             raise UserError(f"data.max_length is {self.data.max_length}; a sequence needs at least 2 positions.")
         self._check_ranges()
+        self.model.lora.check()
         return self
 
     def _check_ranges(self) -> None:
         optimizer, inf = self.optimizer, float("inf")
         for name, value, holds, rule in (
             ("train.decision_weight", self.train.decision_weight, 0 < self.train.decision_weight < inf, "above 0"),
+            (
+                "train.spike_factor",
+                self.train.spike_factor,
+                self.train.spike_factor is None or 1 < self.train.spike_factor < inf,
+                "above 1, or none",
+            ),
             ("optimizer.learning_rate", optimizer.learning_rate, 0 < optimizer.learning_rate < inf, "above 0"),
             ("optimizer.warmup_steps", optimizer.warmup_steps, optimizer.warmup_steps >= 0, "0 or more"),
             ("optimizer.end_factor", optimizer.end_factor, 0 <= optimizer.end_factor < inf, "0 or more"),
@@ -177,6 +221,21 @@ class Config:
                 "0 (never) or more",
             ),
             ("evaluation.max_rows", self.evaluation.max_rows, self.evaluation.max_rows >= 1, "1 or more"),
+            (
+                "evaluation.holdout",
+                self.evaluation.holdout,
+                0 <= self.evaluation.holdout < 1 or self.evaluation.holdout.is_integer(),
+                "a number of rows, or a share in [0, 1)",
+            ),
+            (
+                "evaluation.samples_every_steps",
+                self.evaluation.samples_every_steps,
+                self.evaluation.samples_every_steps >= 0,
+                "0 (never) or more",
+            ),
+            ("evaluation.sample_rows", self.evaluation.sample_rows, self.evaluation.sample_rows >= 1, "1 or more"),
+            ("log.profile_start", self.log.profile_start, self.log.profile_start >= 0, "0 or more"),
+            ("log.profile_steps", self.log.profile_steps, self.log.profile_steps >= 0, "0 (none) or more"),
             ("log.every_steps", self.log.every_steps, self.log.every_steps >= 1, "1 or more"),
         ):
             if not holds:

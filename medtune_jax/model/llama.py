@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from medtune_jax.model import matmul
 from medtune_jax.model.attention import attention as attend_segments
+from medtune_jax.model.quantize import abstract_kernel
 from medtune_jax.sharding import constrain, parameter_sharding
 
 Params = dict[str, Any]
@@ -148,12 +149,19 @@ def get_param(params: Params, row: Parameter) -> Any:
     return leaf
 
 
-def abstract_params(config: LlamaConfig, dtype: Any = jnp.float32, mesh: Any = None) -> Params:
-    """Returns the tree of ShapeDtypeStructs, with shardings when a mesh is given; nothing is allocated."""
+def abstract_params(
+    config: LlamaConfig, dtype: Any = jnp.float32, mesh: Any = None, *, quantize: str | None = None
+) -> Params:
+    """Returns the tree of ShapeDtypeStructs, with shardings when a mesh is given; nothing is allocated.
+
+    quantize: a kind of model/quantize.py, in which the kernels of the projections are then.
+    """
     shardings = param_shardings(config, mesh) if mesh is not None else None
 
-    def leaf(row: Parameter) -> jax.ShapeDtypeStruct:
+    def leaf(row: Parameter) -> Any:
         sharding = None if shardings is None else get_param(shardings, row)
+        if quantize is not None and row.path.endswith("_proj/kernel"):
+            return abstract_kernel(row.path, row.shape(config), quantize, sharding)
         return jax.ShapeDtypeStruct(row.shape(config), dtype, sharding=sharding)
 
     return build_params(config, leaf)
@@ -163,13 +171,21 @@ def param_shardings(config: LlamaConfig, mesh: Any) -> Params:
     """Returns the tree of NamedShardings; raises UserError naming the parameter that does not divide."""
 
     def leaf(row: Parameter) -> Any:
-        shape = list(row.shape(config))
-        for axis, heads in (("heads", config.num_heads), ("kv_heads", config.num_kv_heads)):
-            if axis in row.axes and heads % mesh.shape["tensor"]:
-                shape[row.axes.index(axis)] = heads  # a head is never cut in two
-        return parameter_sharding(row.path, tuple(shape), row.axes, mesh)
+        shape = whole_heads(row.shape(config), row.axes, config, mesh)
+        return parameter_sharding(row.path, shape, row.axes, mesh)
 
     return build_params(config, leaf)
+
+
+def whole_heads(
+    shape: tuple[int, ...], axes: tuple[str | None, ...], config: LlamaConfig, mesh: Any
+) -> tuple[int, ...]:
+    """Returns `shape` as it is split: where the tensor axis would cut a head in two, its columns count as heads."""
+    counted = list(shape)
+    for axis, heads in (("heads", config.num_heads), ("kv_heads", config.num_kv_heads)):
+        if axis in axes and heads % mesh.shape["tensor"]:
+            counted[axes.index(axis)] = heads
+    return tuple(counted)
 
 
 def num_params(config: LlamaConfig) -> int:

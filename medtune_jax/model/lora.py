@@ -7,31 +7,22 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from medtune_jax.config import LoraConfig
-from medtune_jax.errors import UserError, did_you_mean
-from medtune_jax.model import matmul
-from medtune_jax.model.llama import PARAMETERS, LlamaConfig, Parameter, Params
-from medtune_jax.sharding import parameter_sharding
+from medtune_jax.config import LORA_TARGETS, LoraConfig
+from medtune_jax.model.llama import PARAMETERS, LlamaConfig, Parameter, Params, dense, whole_heads
+from medtune_jax.sharding import constrain, parameter_sharding
 
-PROJECTIONS = {row.keys[1]: row for row in PARAMETERS if row.path.endswith("_proj/kernel")}
+PROJECTIONS = {row.keys[1]: row for row in PARAMETERS if row.keys[1] in LORA_TARGETS}
 
 
 def targets(lora: LoraConfig) -> tuple[Parameter, ...]:
-    """Returns the table's rows that are adapted, in the table's order; raises UserError for an unknown name."""
-    names = set(PROJECTIONS) if "all" in lora.targets else set(lora.targets)
-    for name in sorted(names - set(PROJECTIONS)):
-        raise UserError(
-            f"model.lora.targets: no projection is called '{name}'.{did_you_mean(name, PROJECTIONS)} "
-            f"There are {', '.join(PROJECTIONS)}, and all."
-        )
-    if not names:
-        raise UserError(f"model.lora.targets is empty: name some of {', '.join(PROJECTIONS)}, or all.")
-    return tuple(row for name, row in PROJECTIONS.items() if name in names)
+    """Returns the table's rows that are adapted, in the table's order."""
+    return tuple(row for name, row in PROJECTIONS.items() if name in lora.targets or "all" in lora.targets)
 
 
 def scale(lora: LoraConfig) -> float:
@@ -43,14 +34,19 @@ def abstract_adapter(config: LlamaConfig, lora: LoraConfig, mesh: Any = None) ->
     """Returns the float32 tree of ShapeDtypeStructs, with shardings when a mesh is given; nothing is allocated.
 
     The rank is never split; the other dimension of a and b lies as it does in the kernel.
+
+    Raises:
+      UserError: that dimension does not divide; the parameter is named "lora/layers/<projection>/<a or b>".
     """
 
     def leaf(row: Parameter, part: str) -> jax.ShapeDtypeStruct:
         layers, rows, columns = row.shape(config)
         shape = (layers, rows, lora.rank) if part == "a" else (layers, lora.rank, columns)
         axes = (row.axes[0], row.axes[1], None) if part == "a" else (row.axes[0], None, row.axes[2])
-        name = f"lora/{'/'.join(row.keys[:2])}/{part}"
-        sharding = None if mesh is None else parameter_sharding(name, shape, axes, mesh)
+        sharding = None
+        if mesh is not None:
+            name = f"lora/{'/'.join(row.keys[:2])}/{part}"
+            sharding = parameter_sharding(name, whole_heads(shape, axes, config, mesh), axes, mesh)
         return jax.ShapeDtypeStruct(shape, jnp.float32, sharding=sharding)
 
     return {"layers": {row.keys[1]: {part: leaf(row, part) for part in "ab"} for row in targets(lora)}}
@@ -88,11 +84,8 @@ class LoraAdapter:
         if name not in params:
             return None
         x_BSi = self._drop(x_BSi, layer, name)
-        batch, sequence, width = x_BSi.shape
-        a_iR, b_Ro = params[name]["a"], params[name]["b"]
-        low_nR = matmul.dense(x_BSi.reshape(batch * sequence, width), a_iR)
-        y_no = matmul.dense(low_nR, b_Ro) * scale(self.lora)
-        return y_no.reshape(batch, sequence, -1).astype(x_BSi.dtype)
+        low_BSR = constrain(dense(x_BSi, params[name]["a"]) * scale(self.lora), "batch", "sequence", None)
+        return dense(low_BSR, params[name]["b"])
 
     def _drop(self, x_BSi: jax.Array, layer: jax.Array, name: str) -> jax.Array:
         if self.dropout_keys_B is None or not self.lora.dropout:
@@ -105,3 +98,24 @@ class LoraAdapter:
             return jnp.where(kept_Si, x_Si / keep, 0).astype(x_Si.dtype)
 
         return jax.vmap(row)(self.dropout_keys_B, x_BSi)
+
+
+def merge(params: Params, adapter: Params, lora: LoraConfig) -> Params:
+    """Returns the weights with the adapters in them, W + scale a b, added in float32 and rounded to W's dtype.
+
+    The adapted kernels of `params` are given up (donated); nothing else is held twice, and of float32 one layer.
+    """
+    layers = dict(params["layers"])
+    for name, parts in adapter["layers"].items():
+        kernel_Lio = layers[name]["kernel"]
+        add = jax.jit(partial(_add_update, scale(lora)), donate_argnums=0, out_shardings=kernel_Lio.sharding)
+        layers[name] = {"kernel": add(kernel_Lio, parts["a"], parts["b"])}
+    return {**params, "layers": layers}
+
+
+def _add_update(factor: float, kernel_Lio: jax.Array, a_LiR: jax.Array, b_LRo: jax.Array) -> jax.Array:
+    def add(layer: jax.Array, kernel_Lio: jax.Array) -> jax.Array:
+        update_io = factor * jnp.matmul(a_LiR[layer], b_LRo[layer], precision="highest")
+        return kernel_Lio.at[layer].set((kernel_Lio[layer].astype(jnp.float32) + update_io).astype(kernel_Lio.dtype))
+
+    return jax.lax.fori_loop(0, kernel_Lio.shape[0], add, kernel_Lio)
