@@ -79,7 +79,8 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, config: Config, identity: Identity) -> None:
         """Begins to write checkpoint `step`, after the one before it is on disk (its errors are raised here)."""
-        items = {"params": state.params, "optimizer": {"step": state.step, "state": state.opt_state}}
+        optimizer = {"step": state.step, "state": state.opt_state, "guard": state.guard}
+        items = {"params": state.params, "optimizer": optimizer}
         meta = {
             "format": FORMAT,
             "step": step,
@@ -115,7 +116,7 @@ class Checkpoints:
                 meta = self._read_meta(step)
                 self._refuse_others(step, meta, config, identity)
                 params = self._read(step, "params", abstract.params, meta)
-                optimizer = {"step": abstract.step, "state": abstract.opt_state}
+                optimizer = {"step": abstract.step, "state": abstract.opt_state, "guard": abstract.guard}
                 found = self._read(step, "optimizer", optimizer, meta)
             except _NOT_ITS_FAULT:
                 raise
@@ -123,7 +124,7 @@ class Checkpoints:
                 unreadable.append((step, _reason(error)))
                 continue
             self._set_aside(unreadable)
-            return TrainState(found["step"], params, found["state"])
+            return TrainState(found["step"], params, found["state"], found["guard"])
         if unreadable:
             told = "; ".join(f"{step}: {reason}" for step, reason in unreadable)
             raise UserError(f"No checkpoint in {self.folder} is readable ({told}). Start again in another --workdir.")

@@ -12,6 +12,7 @@ from jax.sharding import Mesh
 from medtune_jax.config import Config
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.sharding import replicated
+from medtune_jax.train.guard import Guard, init_guard
 from medtune_jax.train.optimizer import Optimizer
 from medtune_jax.train.trainable import abstract_trainable
 
@@ -23,11 +24,13 @@ class TrainState(NamedTuple):
       step: int32 scalar array, updates done.
       params: what is trained (train/trainable.py), float32.
       opt_state: optax's state; moments lie as their parameters do.
+      guard: what the judgement of a step looks back on (train/guard.py).
     """
 
     step: Any
     params: Params
     opt_state: Any
+    guard: Guard
 
 
 def abstract_state(config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
@@ -45,7 +48,8 @@ def abstract_state(config: Config, model: LlamaConfig, optimizer: Optimizer, mes
         params,
         transform_non_params=lambda leaf: like(leaf, everywhere),
     )
-    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, opt_state)
+    guard = jax.tree.map(lambda leaf: like(leaf, everywhere), jax.eval_shape(init_guard))
+    return TrainState(jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere), params, opt_state, guard)
 
 
 def shardings(tree: Any) -> Any:
@@ -57,4 +61,5 @@ def init_state(params: Params, config: Config, model: LlamaConfig, optimizer: Op
     """Returns the state before the first update; `params` (what is trained, already placed) becomes part of it."""
     places = shardings(abstract_state(config, model, optimizer, mesh))
     opt_state = jax.jit(optimizer.transform.init, out_shardings=places.opt_state)(params)
-    return TrainState(jax.device_put(jnp.zeros((), jnp.int32), places.step), params, opt_state)
+    step, guard = jax.device_put((jnp.zeros((), jnp.int32), init_guard()), (places.step, places.guard))
+    return TrainState(step, params, opt_state, guard)

@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from medtune_jax.config import Config
 from medtune_jax.model.llama import LlamaConfig, Params, forward, head
 from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, replicated
+from medtune_jax.train.guard import choose, judge
 from medtune_jax.train.loss import chunk_size, linear_cross_entropy
 from medtune_jax.train.optimizer import Optimizer
 from medtune_jax.train.precision import PRECISIONS
@@ -43,8 +44,11 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
     by (seed, step, row of the batch), so neither does it depend on the layout. Run it, or lower it, under
     `jax.set_mesh(mesh)`.
 
+    A bad update (train/guard.py) changes nothing but `step` and `guard`; the schedule of the learning rate waits too.
+
     Metrics, float32 scalars: loss (nats per loss token, unweighted), weighted_loss (what is minimised), grad_norm
-    (before clipping), learning_rate (of this update), loss_tokens.
+    (before clipping), learning_rate (of this update), loss_tokens; skipped (1 where the update was bad, else 0),
+    skipped_in_a_row (bad ones since the last good one).
     """
     sums = _make_sums(config, model, mesh)
     precision, accumulation = PRECISIONS[config.train.precision], config.train.accumulation
@@ -73,15 +77,22 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
 
             nothing = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(()), jnp.zeros(()))
             (grads, weighted, plain), _ = jax.lax.scan(add, nothing, _micro_batches(batch, accumulation))
+        loss = plain / count
+        grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
+        good, guard = judge(state.guard, loss, grad_norm, config.train.spike_factor)
         updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        updated = (optax.apply_updates(state.params, updates), opt_state)
+        params, opt_state = choose(good, updated, (state.params, state.opt_state))
         metrics = {
-            "loss": plain / count,
+            "loss": loss,
             "weighted_loss": weighted,
-            "grad_norm": jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads))),
-            "learning_rate": jnp.asarray(optimizer.schedule(state.step), jnp.float32),
+            "grad_norm": grad_norm,
+            "learning_rate": jnp.asarray(optimizer.schedule(state.step - state.guard.skipped), jnp.float32),
             "loss_tokens": count,
+            "skipped": 1.0 - good.astype(jnp.float32),
+            "skipped_in_a_row": guard.skipped_in_a_row.astype(jnp.float32),
         }
-        return TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state), metrics
+        return TrainState(state.step + 1, params, opt_state, guard), metrics
 
     return jax.jit(
         train_step,
