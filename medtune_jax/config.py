@@ -152,6 +152,7 @@ class LogConfig:
     profile_start: int = free(10)  # updates of a call to `train` before its profiler trace begins
     profile_steps: int = free(0)  # updates traced; 0 = none
     tensorboard: bool = free(True)
+    wandb: str = free("")  # project of Weights & Biases that is given the numbers and this configuration; "" = none
 
 
 @dataclass(frozen=True)

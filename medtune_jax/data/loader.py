@@ -34,6 +34,7 @@ class TrainData:
     Attributes:
       total_steps: batches of the run.
       budget: M, the most loss targets that any sequence of the plan holds, rounded up to a multiple of 64, at most S.
+      tokens_in_epoch: of all rows, padding not counted.
       filled: share of the positions of all planned epochs that hold a token.
       sha256: identity of the rows and of the plan (max_length, batch_size, packing, seed). How long the run is does not
         count: the batches of earlier steps do not depend on it.
@@ -73,12 +74,19 @@ class TrainData:
         unused = 0.0 if epochs is None else len(ends) - epochs  # the part of the last epoch beyond the run, in [0, 1)
         self.total_steps = steps or ends[-1] - math.floor(unused * self.steps_in_epoch(len(ends) - 1))
         self.budget = _budget(most, max_length)
+        self.tokens_in_epoch = int(self._lengths.sum())
         self.filled = float(self._lengths.sum()) * len(ends) / (ends[-1] * batch_size * max_length)
         self.sha256 = self._identity()
 
     def steps_in_epoch(self, epoch: int) -> int:
         """Returns how many batches planned epoch `epoch` has (the run may stop within the last)."""
         return int(self._ends[epoch] - (self._ends[epoch - 1] if epoch else 0))
+
+    @property
+    def epochs(self) -> float:
+        """How often the run sees every row; the last time may be a part."""
+        epoch, index = self.locate(self.total_steps - 1)
+        return epoch + (index + 1) / self.steps_in_epoch(epoch)
 
     def locate(self, step: int) -> tuple[int, int]:
         """Returns (epoch, index of the batch within it) of step 0..total_steps-1."""
@@ -118,8 +126,12 @@ class TrainData:
         return self._packs(epoch)[index * self._batch_size : (index + 1) * self._batch_size]
 
     def _packs(self, epoch: int) -> list[Pack]:
-        """Returns the packs of an epoch in their order of use; the last two epochs asked for are remembered."""
-        if epoch not in self._cached:
+        """Returns the packs of an epoch in their order of use; the last two epochs asked for are remembered.
+
+        Two threads may ask: the one that makes batches is ahead of the one that counts them.
+        """
+        packs = self._cached.get(epoch)
+        if packs is None:
             rows = order(len(self._rows), self._seed, epoch)
             if self._packing:
                 packs = pack(self._lengths, self._max_length, rows)
@@ -127,7 +139,7 @@ class TrainData:
             else:
                 packs = [(row,) for row in rows.tolist()]
             self._cached = dict([*self._cached.items()][-1:]) | {epoch: packs}
-        return self._cached[epoch]
+        return packs
 
     def _identity(self) -> str:
         plan = {

@@ -1,44 +1,45 @@
 """The training run: what `medtune train` does, from a checkpoint and rows to a tuned model.
 
 Features: sharded, packed training with accumulation; evaluation loss on held-out rows; asynchronous checkpoints; exact
-resumption, also onto another mesh; a stop on SIGTERM that loses nothing; metrics.jsonl, TensorBoard and loss.png.
+resumption, also onto another mesh; a stop on SIGTERM that loses nothing; metrics.jsonl, TensorBoard and loss.png; a
+window under the profiler.
 
 A batch is a pure function of the step and an update a pure function of (state, batch), so to resume is to restore the
-state and go on at its step. The host runs one step ahead of the device: it dispatches an update, then reads the metrics
-of the one before.
+state and go on at its step. The host never waits for the update it has just dispatched: it reads the metrics of the one
+before, and the batches of the next ones are made meanwhile on a thread of their own.
 """
 
 from __future__ import annotations
 
-import errno
-import json
-import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from medtune_jax.compilation_cache import use_compilation_cache
 from medtune_jax.config import Config
-from medtune_jax.config_values import to_dict
-from medtune_jax.convert.origin import ORIGIN_FILE, origin_json
-from medtune_jax.data.loader import Batch
-from medtune_jax.errors import Interrupted, UserError
-from medtune_jax.model.llama import Params, num_params
-from medtune_jax.sharding import batch_sharding, make_mesh
+from medtune_jax.errors import Interrupted
+from medtune_jax.model.llama import num_params
+from medtune_jax.sharding import make_mesh
+from medtune_jax.train.boards import check_boards, open_boards
 from medtune_jax.train.checkpoints import Checkpoints, full_disk_named
+from medtune_jax.train.feed import prefetched, put
+from medtune_jax.train.held_out_loss import make_evaluate
 from medtune_jax.train.inputs import Inputs, read_inputs
-from medtune_jax.train.metrics import MetricsLog, Progress, Recorder, due, plot
+from medtune_jax.train.metrics import MetricsLog, Recorder, due, read_lines
 from medtune_jax.train.optimizer import make_optimizer
+from medtune_jax.train.plot import plot
+from medtune_jax.train.profiling import ProfileWindow
+from medtune_jax.train.progress import Progress, spent_before
+from medtune_jax.train.run_folder import write_run_folder
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
-from medtune_jax.train.step import abstract_batch, make_eval_step, make_train_step
+from medtune_jax.train.step import abstract_batch, make_train_step
+from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.trainable import init_trainable, load_frozen
 
 
@@ -49,9 +50,12 @@ class Result:
     Attributes:
       steps: updates done in all; resumed_from: those done before this call.
       loss, eval_loss: the last ones logged, nats per loss token; None where there is none.
-      padded_tokens_per_second, tokens_per_second (without padding), loss_tokens_per_second: while training in this
-        call; compilation, evaluation and saving not counted.
-      seconds: wall time of this call; peak_memory_bytes: resident memory of this process at its highest.
+      padded_tokens_per_second, tokens_per_second (without padding), loss_tokens_per_second: of all devices, and the
+        same ..._per_device, while training in this call; compilation, evaluation and saving not counted.
+      mfu: model FLOPs utilisation at that speed (train/throughput.py); None where the device's peak is not known.
+      goodput: time in updates over the time that the run has run, its resumptions included.
+      seconds: wall time of this call; peak_memory_bytes: resident memory of this process at its highest;
+        device_memory_bytes: the most in use on any device of this process, None where the backend does not say.
       checkpoint: the folder of the last checkpoint.
     """
 
@@ -62,8 +66,14 @@ class Result:
     padded_tokens_per_second: float
     tokens_per_second: float
     loss_tokens_per_second: float
+    padded_tokens_per_second_per_device: float
+    tokens_per_second_per_device: float
+    loss_tokens_per_second_per_device: float
+    mfu: float | None
+    goodput: float
     seconds: float
     peak_memory_bytes: int
+    device_memory_bytes: int | None
     checkpoint: str
 
 
@@ -79,6 +89,7 @@ def train(config: Config, workdir: str | Path) -> Result:
     workdir = Path(workdir)
     use_compilation_cache()
     keep = config.validate().checkpoint.keep
+    check_boards(config.log)
     with full_disk_named(workdir), StopRequest() as stop, Checkpoints(workdir / "checkpoints", keep) as checkpoints:
         mesh = make_mesh(config.mesh)
         inputs = read_inputs(config, mesh)
@@ -91,13 +102,19 @@ def train(config: Config, workdir: str | Path) -> Result:
             state = init_state(params, config, inputs.model, optimizer, mesh)
             del params  # the state owns them: the first update gives their memory up
         first = int(state.step)
-        _write_run_folder(workdir, config, inputs)
-        progress = Progress(first, total)
+        write_run_folder(workdir, config, inputs)
+        spent = spent_before(read_lines(workdir / "metrics.jsonl"), first)
+        progress = Progress(first, total, work=_work(config, inputs, mesh), began=began, before=spent)
         progress.say(_introduction(config, inputs, mesh, first))
 
-        with MetricsLog(workdir, step=first, tensorboard=config.log.tensorboard) as log, jax.set_mesh(mesh):
+        with (
+            MetricsLog(workdir, step=first, boards=open_boards(config, workdir, first)) as log,
+            jax.set_mesh(mesh),
+            prefetched(lambda step: put(data.batch(step), mesh), range(first, total)) as batches,
+            ProfileWindow(config.log, workdir) as profile,
+        ):
             recorder = Recorder(config.log.every_steps, inputs, log, progress, checkpoints.steps)
-            evaluate = _make_evaluate(config, inputs, frozen, mesh)
+            evaluate = make_evaluate(config, inputs, frozen, mesh)
             if first < total:
                 began_compiling = time.perf_counter()
                 update = make_train_step(config, inputs.model, optimizer, mesh)
@@ -105,9 +122,12 @@ def train(config: Config, workdir: str | Path) -> Result:
                 progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
             progress.resume()
-            for done in range(first + 1, total + 1):
-                state, metrics = compiled(state, frozen, put(data.batch(done - 1), mesh))
-                recorder.push(done, metrics)
+            for done, batch in enumerate(batches, first + 1):
+                profile.before_update()
+                with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=done):
+                    state, metrics = compiled(state, frozen, batch)
+                    recorder.push(done, metrics)
+                profile.after_update(metrics)
 
                 stopping = stop.requested  # asked once: a signal during what follows waits for the next step
                 evaluates = bool(inputs.evaluation) and due(done, config.evaluation.every_steps, total)
@@ -138,14 +158,9 @@ def train(config: Config, workdir: str | Path) -> Result:
         **progress.totals(),
         seconds=time.perf_counter() - began,
         peak_memory_bytes=peak_memory(),
+        device_memory_bytes=device_memory(),
         checkpoint=str(workdir / "checkpoints" / str(total)),
     )
-
-
-def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
-    """Lays a host batch out over the mesh; each process gives the rows of its own devices."""
-    place = batch_sharding(mesh)
-    return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
 
 
 def peak_memory() -> int:
@@ -153,46 +168,10 @@ def peak_memory() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def _make_evaluate(config: Config, inputs: Inputs, frozen: Params, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
-    """Returns params -> the loss on the held-out rows, nats per loss token."""
-    eval_step = make_eval_step(config, inputs.model, mesh)
-
-    def evaluate(params: Any) -> dict[str, Any]:
-        sums = jax.device_get([eval_step(params, frozen, put(batch, mesh)) for batch in inputs.evaluation])
-        total, count = (float(sum(part)) for part in zip(*sums, strict=True))
-        if not math.isfinite(total):
-            raise UserError(
-                f"The loss on the {config.evaluation.split} rows is {total}: training diverged in the last step. Lower "
-                "--config.optimizer.learning_rate and train in another --workdir."
-            )
-        return {"eval_loss": total / count, "eval_loss_tokens": int(count)}
-
-    return evaluate
-
-
-def _write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
-    """Writes config.json, and model/: the tuned model's own config.json, tokenizer files and origin.json.
-
-    Weights tuned on gated text can repeat it, so the folder is then closed to others.
-    """
-    try:
-        if inputs.origin.credentialed:
-            workdir.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed before anything lies in it
-            workdir.chmod(0o700)  # also one that was there
-        (workdir / "model").mkdir(parents=True, exist_ok=True)
-        for path, value in (
-            (workdir / "config.json", to_dict(config)),
-            (workdir / "model" / "config.json", inputs.identity.model),
-            (workdir / "model" / ORIGIN_FILE, origin_json(inputs.origin)),
-        ):
-            temporary = path.with_suffix(".json.tmp")
-            temporary.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
-            temporary.replace(path)
-        inputs.tokenizer.copy_to(workdir / "model")
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise
-        raise UserError(f"The run folder {workdir} cannot be written: {error.strerror}.") from error
+def _work(config: Config, inputs: Inputs, mesh: Mesh) -> Work:
+    """Returns what an update computes on, for the utilisation."""
+    flops = flops_per_token(inputs.model, config.model.lora, config.data.max_length)
+    return Work(flops, mesh.size, peak_flops(mesh.devices.flat[0].device_kind))
 
 
 def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int) -> str:
@@ -201,5 +180,6 @@ def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int) -> str
     return (
         f"{num_params(inputs.model):,} parameters on {axes}, {config.train.precision}. {data.total_steps:,} steps of "
         f"{config.train.batch_size} x {config.data.max_length} positions ({data.filled:.1%} filled, up to "
-        f"{data.budget} loss tokens in a sequence); {data.steps_in_epoch(0):,} steps in the first epoch."
+        f"{data.budget} loss tokens in a sequence): {data.epochs:.2f} epochs of {data.tokens_in_epoch:,} tokens, "
+        f"{data.steps_in_epoch(0):,} steps in the first."
     ) + (f" Going on after step {first:,}." if first else "")

@@ -16,7 +16,7 @@ from medtune_jax.tasks import registry
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import write_rows
 from medtune_jax.train.inputs import Inputs, read_inputs
-from medtune_jax.train.loop import _write_run_folder
+from medtune_jax.train.run_folder import write_run_folder
 
 
 @pytest.fixture
@@ -63,10 +63,10 @@ def test_gated_rows_are_remembered_close_the_run_folder_and_are_said(read, tmp_p
     assert "text under a data use agreement (ward)" in caplog.text
     with monkeypatch.context() as patch:
         patch.setattr(Path, "chmod", lambda path, mode: None)  # made closed, not closed afterwards
-        _write_run_folder(tmp_path / "run", Config(), inputs)
+        write_run_folder(tmp_path / "run", Config(), inputs)
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
     (tmp_path / "run").chmod(0o755)
-    _write_run_folder(tmp_path / "run", Config(), inputs)
+    write_run_folder(tmp_path / "run", Config(), inputs)
     (tmp_path / "run" / "checkpoints").mkdir()
     assert stat.S_IMODE((tmp_path / "run").stat().st_mode) == 0o700
     assert read_origin(tmp_path / "run") == inputs.origin

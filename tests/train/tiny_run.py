@@ -20,7 +20,7 @@ from medtune_jax.data.tokenizer import Tokenizer, load_tokenizer
 from medtune_jax.model.llama import LlamaConfig, Params, init_params, param_shardings
 from medtune_jax.sharding import make_mesh
 from medtune_jax.tasks.rows import Row, write_rows
-from medtune_jax.train.loop import put
+from medtune_jax.train.feed import put
 from medtune_jax.train.optimizer import Optimizer, make_optimizer
 from medtune_jax.train.state import TrainState, init_state
 from medtune_jax.train.step import make_train_step

@@ -1,0 +1,47 @@
+"""Batches on their way to the devices: laid out over the mesh, made a step or two early on a thread of their own."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import islice
+from typing import TypeVar
+
+import jax
+from jax.sharding import Mesh
+
+from medtune_jax.data.loader import Batch
+from medtune_jax.sharding import batch_sharding
+
+T = TypeVar("T")
+
+
+def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
+    """Lays a host batch out over the mesh; each process gives the rows of its own devices."""
+    place = batch_sharding(mesh)
+    return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
+
+
+@contextmanager
+def prefetched(make: Callable[[int], T], steps: Iterable[int], ahead: int = 2) -> Iterator[Iterator[T]]:
+    """Gives an iterator over make(step), made in order on one thread, at most `ahead` before they are asked for.
+
+    What `make` raises is raised where its value is asked for. However the block is left, no further one is made and the
+    thread has ended afterwards; one that is being made is waited for.
+    """
+    left = iter(steps)
+    with ThreadPoolExecutor(1, thread_name_prefix="prefetch") as thread:
+        made: deque[Future[T]] = deque(thread.submit(make, step) for step in islice(left, ahead))
+
+        def taken() -> Iterator[T]:
+            while made:
+                value = made.popleft().result()
+                made.extend(thread.submit(make, step) for step in islice(left, 1))
+                yield value
+
+        try:
+            yield taken()
+        finally:
+            thread.shutdown(cancel_futures=True)
