@@ -47,7 +47,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
-    from medtune_jax.convert.hf_export import check_target, export_params, verify_export
+    from medtune_jax.convert.folder import check_target
+    from medtune_jax.convert.hf_export import export_params, verify_export
     from medtune_jax.convert.origin import read_origin
     from medtune_jax.convert.push import check_release, push
     from medtune_jax.model.llama import num_params

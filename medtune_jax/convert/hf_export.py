@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
@@ -17,9 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from medtune_jax.convert import layout
+from medtune_jax.convert.folder import new_folder, write_companions, write_json
 from medtune_jax.convert.hf_config import config_to_hf
-from medtune_jax.convert.hf_import import MEDTUNE_FILE, read_config
-from medtune_jax.convert.origin import ORIGIN_FILE, Origin, model_card, origin_json
+from medtune_jax.convert.hf_import import read_config
+from medtune_jax.convert.origin import Origin
 from medtune_jax.convert.safetensors_file import (
     FLOAT_DTYPES,
     INDEX_FILE,
@@ -27,8 +25,8 @@ from medtune_jax.convert.safetensors_file import (
     find_tensors,
     read_rows,
     row_blocks,
+    write_file,
 )
-from medtune_jax.data.prompts import get_template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig, Parameter, Params, get_param, num_params, parameter_rows
@@ -80,38 +78,15 @@ def export_params(
         raise UserError(f"Weights cannot be stored as {dtype}; float32, bfloat16 and float16 are possible.")
     if jax.process_count() > 1:
         raise UserError("Export runs in one process; call `medtune export` on one machine.")
-    check_target(folder)
-    spool = folder.absolute().parent / f".{folder.name}.partial-{os.getpid()}"
-    before = os.umask(0o077) if origin and origin.credentialed else None
-    try:
-        spool.mkdir(parents=True)
+    with new_folder(folder, private=bool(origin and origin.credentialed)) as spool:
         _write_weights(params, config, spool, name, max_file_bytes)
         described = _with_ids_of(tokenizer, config)
         hf = {**config_to_hf(described), "torch_dtype": str(jnp.dtype(dtype)), "dtype": str(jnp.dtype(dtype))}
-        _write_json(spool / "config.json", hf)
+        write_json(spool / "config.json", hf)
         ids = {"bos_token_id": described.bos_id, "eos_token_id": described.eos_id}
-        _write_json(spool / "generation_config.json", ids)
-        sha256 = None if template is None else get_template(template).sha256
-        _write_json(spool / MEDTUNE_FILE, {"template": template, "template_sha256": sha256})
-        if tokenizer is not None:
-            tokenizer.copy_to(spool)
-        if origin is not None:
-            _write_json(spool / ORIGIN_FILE, origin_json(origin))
-            about = {"parameters": f"{num_params(config):,} in {dtype}", "prompt template": template or "not known"}
-            (spool / "README.md").write_text(model_card(origin, about), encoding="utf-8")
-        spool.rename(folder)
-    except OSError as error:
-        raise UserError(f"Cannot write {folder}: {error.strerror or error}. Nothing was left there.") from error
-    finally:
-        if before is not None:
-            os.umask(before)
-        shutil.rmtree(spool, ignore_errors=True)
-
-
-def check_target(folder: Path) -> None:
-    """Raises UserError where an export to `folder` would overwrite something."""
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} exists and is not an empty folder; nothing is overwritten. Choose another --out.")
+        write_json(spool / "generation_config.json", ids)
+        about = {"parameters": f"{num_params(config):,} in {dtype}"}
+        write_companions(spool, tokenizer=tokenizer, template=template, origin=origin, about=about)
 
 
 def verify_export(
@@ -172,27 +147,16 @@ def _write_weights(params: Params, config: LlamaConfig, folder: Path, dtype: str
         names = [f"model-{i:05d}-of-{len(files):05d}.safetensors" for i in range(1, len(files) + 1)]
         total = sum(itemsize * math.prod(stored.shape) for stored in _stored(config))
         placed = {stored.name: name for name, tensors in zip(names, files, strict=True) for stored in tensors}
-        _write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": placed})
+        write_json(folder / INDEX_FILE, {"metadata": {"total_size": total}, "weight_map": placed})
     for name, tensors in zip(names, files, strict=True):
-        _write_file(params, config, folder / name, tensors, dtype)
+        entries = [(stored.name, dtype, stored.shape) for stored in tensors]
+        write_file(folder / name, entries, _blocks(params, config, tensors, FLOAT_DTYPES[dtype]))
 
 
-def _write_file(params: Params, config: LlamaConfig, path: Path, tensors: list[_Stored], dtype: str) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
-    offset = 0
+def _blocks(params: Params, config: LlamaConfig, tensors: list[_Stored], dtype: np.dtype) -> Iterator[np.ndarray]:
     for stored in tensors:
-        stop = offset + FLOAT_DTYPES[dtype].itemsize * math.prod(stored.shape)
-        header[stored.name] = {"dtype": dtype, "shape": list(stored.shape), "data_offsets": [offset, stop]}
-        offset = stop
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for stored in tensors:
-            for start, stop in row_blocks(stored.shape, FLOAT_DTYPES[dtype].itemsize, 0, stored.shape[0]):
-                file.write(_block(params, config, stored, start, stop, FLOAT_DTYPES[dtype]).view(np.uint8).data)
-        file.flush()
-        os.fsync(file.fileno())
+        for start, stop in row_blocks(stored.shape, dtype.itemsize, 0, stored.shape[0]):
+            yield _block(params, config, stored, start, stop, dtype)
 
 
 def _block(params: Params, config: LlamaConfig, stored: _Stored, start: int, stop: int, dtype: np.dtype) -> np.ndarray:
@@ -225,7 +189,3 @@ def _read(leaf: jax.Array, layer: int | None, first: int, *, rows: int, transpos
     tensor = leaf if layer is None else jax.lax.dynamic_index_in_dim(leaf, layer, 0, keepdims=False)
     part = jax.lax.dynamic_slice_in_dim(tensor, first, rows, axis=1 if transpose else 0)
     return (part.T if transpose else part).astype(dtype)
-
-
-def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")

@@ -107,13 +107,16 @@ def origin_json(origin: Origin) -> dict[str, Any]:
     return asdict(origin)
 
 
-def model_card(origin: Origin, about: Mapping[str, str]) -> str:
-    """Returns README.md for an exported model: the hub's front matter, what it was made from, under which licences."""
+def model_card(origin: Origin, about: Mapping[str, str], library: str = "transformers") -> str:
+    """Returns README.md for an exported model: the hub's front matter, what it was made from, under which licences.
+
+    about: lines of the card; library: the hub's name of what loads the model.
+    """
     lines = [
         "---",
         "license: other",
         f"license_name: {json.dumps(origin.licence, ensure_ascii=False)}",  # as a YAML string: it may hold ": " or "#"
-        "library_name: transformers",
+        f"library_name: {library}",
         "tags: [medtune-jax, instruction-tuning, biomedical]",
         "---",
         "",

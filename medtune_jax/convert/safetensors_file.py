@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,27 +102,55 @@ def read_header(path: Path) -> dict[str, Tensor]:
     return {tensor.name: tensor for tensor in tensors}
 
 
-def read_rows(tensor: Tensor, first: int, last: int) -> np.ndarray:
+def read_rows(tensor: Tensor, first: int, last: int, columns: tuple[int, int] | None = None) -> np.ndarray:
     """Returns rows [first, last) of a floating tensor of one or two dimensions, in its stored dtype.
+
+    Of two dimensions only the `columns` [left, right) are read where given; no other byte is.
 
     Raises:
       UserError: the file ends early (it changed since its header was read).
     """
     dtype = FLOAT_DTYPES[tensor.dtype]
-    rows = np.empty((last - first, *tensor.shape[1:]), dtype)
-    stride = dtype.itemsize * math.prod(tensor.shape[1:])
-    offset = tensor.start + first * stride
+    width = math.prod(tensor.shape[1:])
+    left, right = columns or (0, width)
+    rows = np.empty((last - first, right - left)[: len(tensor.shape)], dtype)
     view = rows.view(np.uint8).reshape(-1).data
+    run = dtype.itemsize * (right - left if right - left < width else rows.size)  # bytes that lie together
+    stride = dtype.itemsize * width
+    offset = tensor.start + first * stride + left * dtype.itemsize
     descriptor = os.open(tensor.path, os.O_RDONLY)
     try:
-        while view:
-            count = os.preadv(descriptor, [view], offset)
-            if count == 0:
-                raise UserError(f"{tensor.path} ended at byte {offset} while {tensor.name} was read. {_AGAIN}")
-            view, offset = view[count:], offset + count
+        if run < len(view) and hasattr(os, "posix_fadvise"):  # else every run waits for a seek of its own
+            os.posix_fadvise(descriptor, offset, (last - first) * stride, os.POSIX_FADV_WILLNEED)
+        for start in range(0, len(view), max(1, run)):
+            _read_run(descriptor, view[start : start + run], offset, tensor)
+            offset += stride
     finally:
         os.close(descriptor)
     return rows
+
+
+def write_file(path: Path, entries: Sequence[tuple[str, str, tuple[int, ...]]], blocks: Iterable[np.ndarray]) -> None:
+    """Writes tensors one after the other and waits until they are on disk.
+
+    Args:
+      entries: (name, the format's name of the dtype, shape) of each.
+      blocks: their bytes, row-major and in their order, in pieces of any size.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # transformers refuses a file without it
+    offset = 0
+    for name, dtype, shape in entries:
+        stop = offset + FLOAT_DTYPES[dtype].itemsize * math.prod(shape)
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, stop]}
+        offset = stop
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for block in blocks:
+            file.write(np.ascontiguousarray(block).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def row_blocks(
@@ -133,6 +161,14 @@ def row_blocks(
     step = max(1, BLOCK_BYTES // max(1, itemsize * math.prod(shape[1:])))
     for start in range(first, last, step):
         yield start, min(start + step, last)
+
+
+def _read_run(descriptor: int, view: memoryview, offset: int, tensor: Tensor) -> None:
+    while view:
+        count = os.preadv(descriptor, [view], offset)
+        if count == 0:
+            raise UserError(f"{tensor.path} ended at byte {offset} while {tensor.name} was read. {_AGAIN}")
+        view, offset = view[count:], offset + count
 
 
 def _tensor(path: Path, name: str, entry: Any, begin: int) -> Tensor:

@@ -157,7 +157,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(
 
 
 def test_a_failure_on_the_way_leaves_nothing(params: Params, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hf_export, "_write_json", lambda path, value: 1 / 0)
+    monkeypatch.setattr(hf_export, "write_json", lambda path, value: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         export_params(params, CONFIG, tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
