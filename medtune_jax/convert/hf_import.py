@@ -1,8 +1,8 @@
 """A Hugging Face Llama directory to parameters: byte ranges, layer by layer, straight into each device's shard.
 
 Each leaf is allocated as zeros on its devices (so vocabulary padding is zero), then filled by blocks of rows: read from
-the file, put on the devices that need them, cast, transposed and written into the donated buffer there. Host memory
-holds two blocks at a time, whatever the model's size; a process reads the rows that its own devices hold.
+the file, put on the devices that need them, cast (or quantised), transposed and written into the donated buffer there.
+Host memory holds two blocks at a time, whatever the model's size; a process reads what its own devices hold.
 """
 
 from __future__ import annotations
@@ -21,13 +21,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 
 from medtune_jax.convert import layout
 from medtune_jax.convert.hf_config import config_from_hf
 from medtune_jax.convert.safetensors_file import FLOAT_DTYPES, Tensor, find_tensors, read_rows, row_blocks
 from medtune_jax.data.prompts import TEMPLATES
 from medtune_jax.errors import UserError
-from medtune_jax.model.llama import LlamaConfig, Parameter, Params, build_params, param_shardings, parameter_rows
+from medtune_jax.model.llama import (
+    LlamaConfig,
+    Parameter,
+    Params,
+    abstract_params,
+    build_params,
+    get_param,
+    parameter_rows,
+)
+from medtune_jax.model.quantize import QuantizedKernel
+from medtune_jax.model.quantize import quantize as quantize_kernel
 
 MEDTUNE_FILE = "medtune.json"  # what Hugging Face's files have no place for: the template that the model was tuned with
 _HEAD, _EMBEDDING = "lm_head.weight", "model.embed_tokens.weight"
@@ -106,7 +117,14 @@ def check_template(name: str, sha256: object, where: Path, *, force: bool) -> st
     )
 
 
-def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, mesh: jax.sharding.Mesh | None = None) -> Params:
+def load_params(
+    folder: str | Path,
+    config: LlamaConfig,
+    dtype: Any,
+    mesh: jax.sharding.Mesh | None = None,
+    *,
+    quantize: str | None = None,
+) -> Params:
     """Reads the weights into the tree of model/llama.py.
 
     Args:
@@ -114,34 +132,29 @@ def load_params(folder: str | Path, config: LlamaConfig, dtype: Any, mesh: jax.s
       config: the folder's architecture; max_positions, RoPE and token ids may differ from it.
       dtype: of every leaf, "float32" or "bfloat16".
       mesh: shards as `param_shardings(config, mesh)`; None = the default device.
+      quantize: a kind of model/quantize.py, in which the projections' kernels are then stored, whatever `dtype`.
 
     Returns:
-      Leaves of the table's shapes; rows of vocabulary padding are zero.
+      The tree of `abstract_params`; rows of vocabulary padding are zero.
 
     Raises:
-      UserError: naming the tensor that is missing, cut off, of another shape or dtype, or unexpected.
+      UserError: naming the tensor that is missing, cut off, of another shape or dtype, or unexpected; or the parameter
+        that does not divide over the mesh.
     """
     tensors = _match(Path(folder), find_tensors(Path(folder)), config)
-    shardings = None if mesh is None else param_shardings(config, mesh)
-
-    def leaf(row: Parameter) -> jax.Array:
-        sharding = None
-        if shardings is not None:
-            sharding = shardings
-            for key in row.keys:
-                sharding = sharding[key]
-        return _load_leaf(row, tensors[row.path], config, jnp.dtype(dtype), sharding)
-
-    return build_params(config, leaf)
+    abstract = abstract_params(config, jnp.dtype(dtype), mesh, quantize=quantize)
+    return build_params(config, lambda row: _load_leaf(row, tensors[row.path], config, get_param(abstract, row)))
 
 
 def weights_sha256(folder: str | Path) -> str:
     """Returns the identity of the weights: a SHA-256 over every tensor's name, dtype, shape and bytes.
 
     It does not depend on how the tensors are split over files, nor on config.json. Every byte is read, in parallel
-    over tensors: on a machine with 2 cores about 1 s per GB (in the page cache).
+    over tensors: on a machine with 2 cores about 1 s per GB (in the page cache). Of several processes, each of which
+    must call this, every one reads its share of the tensors.
     """
     tensors = sorted(find_tensors(Path(folder)).values(), key=lambda tensor: tensor.name)
+    processes = jax.process_count()
 
     def digest(tensor: Tensor) -> bytes:
         own = hashlib.sha256(json.dumps([tensor.name, tensor.dtype, list(tensor.shape)]).encode())
@@ -150,11 +163,13 @@ def weights_sha256(folder: str | Path) -> str:
                 own.update(os.pread(file.fileno(), min(1 << 20, tensor.stop - start), start))
         return own.digest()
 
-    whole = hashlib.sha256()
+    digests = np.zeros((-(-len(tensors) // processes), hashlib.sha256().digest_size), np.uint8)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part in pool.map(digest, tensors):
-            whole.update(part)
-    return whole.hexdigest()
+        for i, part in enumerate(pool.map(digest, tensors[jax.process_index() :: processes])):
+            digests[i] = np.frombuffer(part, np.uint8)
+    everyones = process_allgather(digests).reshape(processes, *digests.shape)
+    in_order = everyones.swapaxes(0, 1).reshape(-1, digests.shape[1])  # process p has tensors p, p + processes, ...
+    return hashlib.sha256(in_order[: len(tensors)].tobytes()).hexdigest()
 
 
 # ------------------------------------------------------------------------------------------- which tensor goes where
@@ -230,48 +245,62 @@ class _Shard:
 
     window: layout.Window
     devices: list[Any]
-    buffers: list[jax.Array]
+    buffers: list[Any]  # arrays, or kernels quantised as they are filled
 
 
-def _load_leaf(
-    row: Parameter, tensors: Sequence[Tensor], config: LlamaConfig, dtype: np.dtype, sharding: Any
-) -> jax.Array:
-    shape = row.shape(config)
-    shards = _allocate(row, config, dtype, sharding)
-    first = min(shard.window.rows[0] for shard in shards)
-    last = max(shard.window.rows[1] for shard in shards)
+def _load_leaf(row: Parameter, tensors: Sequence[Tensor], config: LlamaConfig, struct: Any) -> Any:
+    """Returns the leaf that `struct` describes: a ShapeDtypeStruct, or a QuantizedKernel of two."""
+    sharding = jax.tree.leaves(struct)[0].sharding
+    shards = _allocate(row, config, struct, sharding)
+    held = layout.span([shard.window for shard in shards])
     for layer, tensor in enumerate(tensors):
-        for start, stop in row_blocks(tensor.shape, FLOAT_DTYPES[tensor.dtype].itemsize, first, last):
-            block = read_rows(tensor, start, stop)
+        width = tensor.shape[1:] if held.columns is None else (held.columns[1] - held.columns[0],)
+        for start, stop in row_blocks((0, *width), FLOAT_DTYPES[tensor.dtype].itemsize, *held.rows):
+            block = read_rows(tensor, start, stop, held.columns)
             for shard in shards:  # only now: the device worked on the block before while this one was read
                 jax.block_until_ready(shard.buffers)
-                _fill(shard, row, block, start, layer)
+                _fill(shard, row, block, (start, 0 if held.columns is None else held.columns[0]), layer)
     buffers = [buffer for shard in shards for buffer in shard.buffers]
-    return buffers[0] if sharding is None else jax.make_array_from_single_device_arrays(shape, sharding, buffers)
+    if sharding is None:
+        return buffers[0]
+
+    def assemble(struct: jax.ShapeDtypeStruct, *parts: jax.Array) -> jax.Array:
+        return jax.make_array_from_single_device_arrays(struct.shape, sharding, list(parts))
+
+    return jax.tree.map(assemble, struct, *buffers)
 
 
-def _allocate(row: Parameter, config: LlamaConfig, dtype: np.dtype, sharding: Any) -> list[_Shard]:
+def _allocate(row: Parameter, config: LlamaConfig, struct: Any, sharding: Any) -> list[_Shard]:
     shape = row.shape(config)
-    extent = shape if sharding is None else sharding.shard_shape(shape)
     whole: tuple[slice, ...] = (slice(None),) * len(shape)
     where = {None: whole} if sharding is None else sharding.addressable_devices_indices_map(shape)
+
+    def zeros(struct: jax.ShapeDtypeStruct, device: Any) -> jax.Array:
+        extent = struct.shape if sharding is None else sharding.shard_shape(struct.shape)
+        return jnp.zeros(extent, struct.dtype, device=device)
+
     shards: dict[layout.Window, _Shard] = {}
     for device, index in where.items():
         key = layout.window(row, config, index)
         shard = shards.setdefault(key, _Shard(key, [], []))
         shard.devices.append(device)
-        shard.buffers.append(jnp.zeros(extent, dtype, device=device))
+        shard.buffers.append(jax.tree.map(partial(zeros, device=device), struct))
     return list(shards.values())
 
 
-def _fill(shard: _Shard, row: Parameter, block: np.ndarray, start: int, layer: int) -> None:
-    """Writes `block`, the stored rows from `start` on, into the shard, where the two meet."""
+def _fill(shard: _Shard, row: Parameter, block: np.ndarray, corner: tuple[int, int], layer: int) -> None:
+    """Writes `block`, what is stored from row and column `corner` on, into the shard, where the two meet.
+
+    A quantised kernel's blocks lie along the stored columns, of which a shard's are whole multiples: each stored row
+    quantises by itself, and position (0, output) is the same in kernel, codes and scales.
+    """
     (first, last), columns = shard.window
+    start, left = corner
     above, below = max(first, start), min(last, start + len(block))
     if above >= below:
         return
     part = block[above - start : below - start]
-    part = part if columns is None else part[:, slice(*columns)]
+    part = part if columns is None else part[:, columns[0] - left : columns[1] - left]
     at = [above - first] if columns is None else [above - first, 0]
     at = at[::-1] if row.transpose else at
     at = [layer, *at] if layout.is_stacked(row) else at
@@ -280,7 +309,12 @@ def _fill(shard: _Shard, row: Parameter, block: np.ndarray, start: int, layer: i
 
 
 @partial(jax.jit, static_argnames="transpose", donate_argnames="buffer")
-def _write(buffer: jax.Array, part: jax.Array, at: list[jax.Array], *, transpose: bool) -> jax.Array:
+def _write(buffer: Any, part: jax.Array, at: list[jax.Array], *, transpose: bool) -> Any:
     part = part.T if transpose else part
-    part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
-    return jax.lax.dynamic_update_slice(buffer, part.astype(buffer.dtype), at)
+
+    def write(buffer: jax.Array, part: jax.Array) -> jax.Array:
+        part = part.reshape((1,) * (buffer.ndim - part.ndim) + part.shape)
+        return jax.lax.dynamic_update_slice(buffer, part.astype(buffer.dtype), at)
+
+    written = quantize_kernel(part, buffer.kind) if isinstance(buffer, QuantizedKernel) else part
+    return jax.tree.map(write, buffer, written)

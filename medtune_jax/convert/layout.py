@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from medtune_jax.model.llama import LlamaConfig, Parameter
@@ -54,3 +55,13 @@ def window(row: Parameter, config: LlamaConfig, index: tuple[slice, ...]) -> Win
     limits = tensor_shape(row, config)
     cut = [(min(start, limit), min(stop, limit)) for (start, stop), limit in zip(ranges, limits, strict=True)]
     return Window(cut[0], cut[1] if len(cut) == 2 else None)
+
+
+def span(windows: Sequence[Window]) -> Window:
+    """Returns the smallest window that holds all of `windows`."""
+
+    def around(ranges: Sequence[Range]) -> Range:
+        return min(start for start, _ in ranges), max(stop for _, stop in ranges)
+
+    columns = [window.columns for window in windows if window.columns is not None]
+    return Window(around([window.rows for window in windows]), around(columns) if columns else None)

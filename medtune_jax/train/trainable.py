@@ -29,12 +29,16 @@ def abstract_trainable(config: Config, model: LlamaConfig, mesh: Mesh) -> Params
 
 def abstract_frozen(config: Config, model: LlamaConfig, mesh: Mesh) -> Params:
     """Returns the frozen tree as ShapeDtypeStructs with shardings; nothing is allocated."""
-    return abstract_params(model, compute_dtype(config), mesh) if config.model.lora.rank else {}
+    if not config.model.lora.rank:
+        return {}
+    return abstract_params(model, compute_dtype(config), mesh, quantize=_quantize(config))
 
 
 def load_frozen(config: Config, model: LlamaConfig, source: Path, mesh: Mesh) -> Params:
     """Reads the frozen weights of the Hugging Face directory `source`."""
-    return load_params(source, model, compute_dtype(config), mesh) if config.model.lora.rank else {}
+    if not config.model.lora.rank:
+        return {}
+    return load_params(source, model, compute_dtype(config), mesh, quantize=_quantize(config))
 
 
 def init_trainable(config: Config, model: LlamaConfig, source: Path, mesh: Mesh) -> Params:
@@ -53,3 +57,8 @@ def assemble(config: Config, trainable: Params, frozen: Params, dropout_keys_B: 
     if not lora.rank:
         return {"params": trainable, "adapter": None}
     return {"params": frozen, "adapter": LoraAdapter(trainable, lora, dropout_keys_B)}
+
+
+def _quantize(config: Config) -> str | None:
+    base = config.model.lora.base
+    return None if base == "compute" else base

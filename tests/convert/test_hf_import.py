@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from medtune_jax.config import MeshConfig
-from medtune_jax.convert import hf_import, safetensors_file
+from medtune_jax.convert import safetensors_file
 from medtune_jax.convert.hf_import import load_params, read_config, read_template, weights_sha256
 from medtune_jax.convert.layout import tensor_shape, window
 from medtune_jax.data.prompts import get_template
@@ -81,33 +81,6 @@ def test_the_windows_of_a_leafs_shards_tile_its_tensor(sizes: dict[str, int]) ->
         for rows, columns in {window(row, WIDE, index) for index in indices}:
             seen[(slice(*rows), slice(*columns)) if columns else slice(*rows)] += 1
         assert (seen == 1).all(), row.path
-
-
-def test_only_the_rows_that_the_devices_hold_are_read(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    read: list[tuple[int, int]] = []
-
-    def recorded(tensor: safetensors_file.Tensor, first: int, last: int) -> np.ndarray:
-        read.append((first, last))
-        return safetensors_file.read_rows(tensor, first, last)
-
-    monkeypatch.setattr(hf_import, "read_rows", recorded)
-    row = next(row for row in parameter_rows(CONFIG) if row.path == "embed_tokens/embedding")
-    tensor = safetensors_file.find_tensors(folder)["model.embed_tokens.weight"]
-
-    class SecondHalf:  # the sharding of a process that holds the second of two halves of the vocabulary
-        def shard_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-            return (shape[0] // 2, shape[1])
-
-        def addressable_devices_indices_map(self, shape: tuple[int, ...]) -> dict[Any, tuple[slice, ...]]:
-            return {jax.devices()[0]: (slice(shape[0] // 2, None), slice(None))}
-
-    shard = hf_import._allocate(row, CONFIG, np.dtype(np.float32), SecondHalf())[0]
-    assert shard.window.rows == (128, 131)
-    monkeypatch.setattr(jax, "make_array_from_single_device_arrays", lambda shape, sharding, buffers: buffers[0])
-    half = np.asarray(hf_import._load_leaf(row, [tensor], CONFIG, np.dtype(np.float32), SecondHalf()))
-    assert read == [(128, 131)]
-    np.testing.assert_array_equal(half[:3], safetensors_file.read_rows(tensor, 128, 131))
-    assert not half[3:].any()
 
 
 @pytest.mark.parametrize("name", ["lm_head.weight", "model.embed_tokens.weight"])
