@@ -21,7 +21,7 @@ from medtune_jax.cli.generate import OF_SAMPLE
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
-# As in evaluate/answer.py and protocols.py, which are not imported for a help text.
+# As in generate/answering.py and evaluate/protocols.py, which are not imported for a help text.
 DECODE = ("template", "greedy", "sample", "loglikelihood")
 PROTOCOLS = ("aligned", "legacy_medtuned")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Sequence
@@ -16,12 +15,11 @@ from medtune_jax.evaluate.predictions import Prediction
 from medtune_jax.evaluate.protocols import Protocol
 from medtune_jax.evaluate.table import Table, matrix
 from medtune_jax.tasks.base import Parsed, Task
-from medtune_jax.tasks.registry import quoted
+from medtune_jax.tasks.reading import TOO_LONG, read_answer, read_gold
 from medtune_jax.tasks.rows import Row, gold_sha256
 from medtune_jax.tasks.source import UNSTATED, Published, Source
 
 LOG = logging.getLogger(__name__)
-TOO_LONG = "prompt_too_long"
 
 Pairs = Sequence[tuple[str, str]]  # (input, output) of training rows
 
@@ -66,7 +64,7 @@ def score_source(
     repaired = sum(one.status == "repaired" for one in read)
     if repaired:
         LOG.info("%s: %d of %d gold outputs are read with repairs.", source.name, repaired, len(read))
-    parsed = [_parsed(task, prediction) for prediction in predictions]
+    parsed = [read_answer(task, one.generated, one.input, one.finish_reason) for one in predictions]
     own, paired, legacy = _pair(task, golds, parsed)
     table = _table(task, predictions, golds, paired, _likelihoods(task, predictions, golds))
     documents = _document_table(task, predictions, golds, own)
@@ -95,41 +93,6 @@ def score_source(
     if legacy is not None:
         entry["legacy"] = legacy
     return Scored(entry, table, documents, _mistakes(source, task, predictions, golds, own, train))
-
-
-def read_gold(task: Task, position: int, row: Prediction | Row) -> Parsed:
-    """Returns the gold annotation of a row; repairs are accepted.
-
-    Raises:
-      UserError: its meta is not a JSON object, or its gold output cannot be read.
-    """
-    try:
-        facts = json.loads(row.meta) if row.meta else {}
-    except ValueError:
-        facts = None
-    if not isinstance(facts, dict):
-        raise UserError(
-            f"{row.source}, row {position}: `meta` must be a JSON object or empty, found "
-            f"{quoted(row.meta, row.source)}."
-        )
-    gold = task.gold(row.output, row.input, facts)
-    if gold.annotation is None:
-        raise UserError(
-            f"{row.source}, row {position}: the gold output is not a well-formed {task.kind} answer "
-            f"({', '.join(gold.problems) or gold.status}): {quoted(row.output, row.source)}.{_labels(task)} "
-            "Mend the rows."
-        )
-    return gold
-
-
-def _labels(task: Task) -> str:
-    return f" Its labels are {', '.join(task.labels)}." if task.labels else ""
-
-
-def _parsed(task: Task, prediction: Prediction) -> Parsed:
-    if prediction.finish_reason == TOO_LONG:
-        return Parsed(None, (TOO_LONG,))
-    return task.parse(prediction.generated, prediction.input)
 
 
 def _pair(

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any
 import medtune_jax
 from medtune_jax.data.prompts import TEMPLATES, Template, choose_name, get_template
 from medtune_jax.errors import Interrupted, UserError, did_you_mean
-from medtune_jax.evaluate.answer import DECODE, Decode, Way, answer, ask, decided, fit_budgets, ways_of
+from medtune_jax.evaluate.answer import answer, ask, decided
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog
 from medtune_jax.evaluate.protocols import PROTOCOLS, Protocol
 from medtune_jax.evaluate.score import PROVENANCE, check_rows, score_file, training_rows
+from medtune_jax.generate.answering import DECODE, Decode, Way, fit_budgets, ways_of
 from medtune_jax.tasks.definition import definition_of
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row, credentialed_in, read_rows, registered_name

@@ -17,13 +17,14 @@ from typing import Any
 
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.evaluate import bootstrap
-from medtune_jax.evaluate.entry import read_gold, score_source
+from medtune_jax.evaluate.entry import score_source
 from medtune_jax.evaluate.files import make_folder, to_json, to_json_line, write_file
 from medtune_jax.evaluate.predictions import FINAL, Prediction, read_predictions, unanswered
 from medtune_jax.evaluate.protocols import NO_SCORER, PROTOCOLS, Protocol, scorer_of
 from medtune_jax.evaluate.table import Table, rows_parquet
 from medtune_jax.tasks.base import Task
 from medtune_jax.tasks.definition import definition_of, register_definitions
+from medtune_jax.tasks.reading import read_gold
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row, read_rows
 from medtune_jax.tasks.source import Source

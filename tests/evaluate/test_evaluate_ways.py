@@ -12,10 +12,10 @@ from medtune_jax.cli import evaluate as cli_evaluate
 from medtune_jax.cli import main
 from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import Interrupted, UserError
-from medtune_jax.evaluate.answer import DECODE
 from medtune_jax.evaluate.predictions import read_predictions
 from medtune_jax.evaluate.protocols import PROTOCOLS
 from medtune_jax.evaluate.run import evaluate
+from medtune_jax.generate.answering import DECODE
 from medtune_jax.tasks import registry
 from medtune_jax.tasks.definition import register_definitions
 from medtune_jax.tasks.registry import get_source
