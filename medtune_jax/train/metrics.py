@@ -1,21 +1,20 @@
-"""What a run tells of itself: metrics.jsonl, TensorBoard, loss.png, and the progress line."""
+"""What a run tells of itself: metrics.jsonl, the boards that read along, and how the metrics of updates get there."""
 
 from __future__ import annotations
 
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import jax
 
 from medtune_jax.errors import UserError
+from medtune_jax.train.boards import Board
 from medtune_jax.train.inputs import Inputs
+from medtune_jax.train.progress import Line, Progress
+from medtune_jax.train.throughput import device_memory
 
-Line = dict[str, Any]
 _ROWS_NAMED = 64  # in an error message
 
 
@@ -33,12 +32,13 @@ def read_lines(path: Path) -> list[Line]:
 
 
 class MetricsLog:
-    """metrics.jsonl and TensorBoard of one run.
+    """metrics.jsonl of one run, and its boards.
 
-    Lines of training hold step (updates done), loss, ...; lines of evaluation hold step, split and eval_loss.
+    Lines of training hold step (updates done), loss, ...; lines of evaluation hold step, split and eval_loss. What
+    measures time or memory, and so differs between equal runs, has second, mfu, goodput or memory in its name.
     """
 
-    def __init__(self, workdir: Path, *, step: int, tensorboard: bool):
+    def __init__(self, workdir: Path, *, step: int, boards: Sequence[Board] = ()):
         """Opens the run's log at `step`: lines of later steps, which a restored run will write again, are cut off."""
         self.path = workdir / "metrics.jsonl"
         self.lines = [line for line in read_lines(self.path) if line["step"] <= step]
@@ -46,22 +46,17 @@ class MetricsLog:
         kept.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
         kept.replace(self.path)  # at once: killed here, nothing is lost
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = None
-        if tensorboard:
-            from tensorboardX import SummaryWriter
-
-            self._board = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self._boards = boards
 
     def write(self, line: Line) -> None:
-        """Appends a line and hands it to the operating system."""
+        """Appends a line and hands it to the operating system; its floats go to the boards as "<split>/<name>"."""
         self.lines.append(line)
         self._file.write(_text(line))
         self._file.flush()
-        if self._board is not None:
-            group = line.get("split", "train")
-            for name, value in line.items():
-                if isinstance(value, float):
-                    self._board.add_scalar(f"{group}/{name}", value, line["step"])
+        group = line.get("split", "train")
+        scalars = {f"{group}/{name}": value for name, value in line.items() if isinstance(value, float)}
+        for board in self._boards:
+            board.write(line["step"], scalars)
 
     def last(self, key: str) -> float | None:
         """Returns the newest value of `key`, None where no line has it."""
@@ -72,90 +67,12 @@ class MetricsLog:
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
+        for board in self._boards:
+            board.close()
 
 
 def _text(line: Line) -> str:
     return json.dumps(line, allow_nan=False) + "\n"
-
-
-def plot(lines: list[Line], path: Path) -> None:
-    """Draws training and evaluation loss over steps."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("eval_loss", "evaluation", "o-")):
-        points = [(line["step"], line[key]) for line in lines if key in line]
-        if points:
-            axes.plot(*zip(*points, strict=True), style, label=label, linewidth=1, markersize=4)
-    axes.set(xlabel="step", ylabel="loss (nats per loss token)")
-    axes.grid(alpha=0.3)
-    if lines:
-        axes.legend()
-    temporary = path.with_suffix(".tmp.png")
-    figure.savefig(temporary, dpi=120)
-    plt.close(figure)
-    temporary.replace(path)
-
-
-class Progress:
-    """The progress line on stderr, and the clock behind tokens per second. The clock stands until `resume`."""
-
-    def __init__(self, step: int, total: int):
-        self._total = total
-        self._live = sys.stderr.isatty()
-        self._since: float | None = None
-        self._seconds = 0.0
-        self._tokens = (0, 0, 0)
-        self._mark = (step, 0.0, (0, 0, 0))  # at the last call of `rates`
-
-    def pause(self) -> None:
-        """Stops the clock, for work that is not training."""
-        if self._since is not None:
-            self._seconds += time.perf_counter() - self._since
-            self._since = None
-
-    def resume(self) -> None:
-        self.pause()
-        self._since = time.perf_counter()
-
-    def count(self, tokens: tuple[int, int, int]) -> None:
-        """Adds a step's (padded, non-padding, loss) tokens."""
-        self._tokens = _three(a + b for a, b in zip(self._tokens, tokens, strict=True))
-
-    def rates(self, step: int) -> Line:
-        """Returns tokens per second since the last call, and the seconds left at this pace."""
-        self.resume()
-        before, seconds, tokens = self._mark
-        self._mark = (step, self._seconds, self._tokens)
-        spent = self._seconds - seconds
-        new = _three(now - then for now, then in zip(self._tokens, tokens, strict=True))
-        return {**_per_second(new, spent), "seconds_left": (self._total - step) * spent / max(1, step - before)}
-
-    def totals(self) -> Line:
-        """Returns tokens per second since the beginning."""
-        return _per_second(self._tokens, self._seconds)
-
-    def show(self, line: Line) -> None:
-        """Prints a line of training: overwritten on a terminal, else one per call."""
-        left = round(line["seconds_left"])
-        text = (
-            f"step {line['step']:,}/{self._total:,}  loss {line['loss']:.4f}  "
-            f"tokens/s {line['padded_tokens_per_second']:,.0f} padded, {line['tokens_per_second']:,.0f} non-padding, "
-            f"{line['loss_tokens_per_second']:,.0f} loss  ETA {left // 3600}:{left // 60 % 60:02}:{left % 60:02}"
-        )
-        self._print(text, end="" if self._live else "\n")
-
-    def say(self, text: str) -> None:
-        """Prints a line that stays."""
-        self._print(text, end="\n")
-
-    def _print(self, text: str, end: str) -> None:
-        print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
 
 
 class Recorder:
@@ -164,7 +81,7 @@ class Recorder:
     def __init__(
         self, every: int, inputs: Inputs, log: MetricsLog, progress: Progress, saved: Callable[[], Sequence[int]]
     ):
-        """`every`: updates between lines; `saved` tells which checkpoints there are."""
+        """`every`: updates between lines (a skipped one has its own); `saved` tells which checkpoints there are."""
         self._every, self._inputs, self._log, self._progress, self._saved = every, inputs, log, progress, saved
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
@@ -184,13 +101,18 @@ class Recorder:
         done, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        if not all(math.isfinite(values[name]) for name in ("loss", "weighted_loss", "grad_norm")):
+        skipped = bool(values.get("skipped"))
+        if not skipped and not all(math.isfinite(values[name]) for name in ("loss", "weighted_loss", "grad_norm")):
             raise UserError(self._not_finite(done, values))
         padded, plain, loss = tokens = self._inputs.data.tokens_in(done - 1)
         self._progress.count(tokens)
-        if due(done, self._every, self._inputs.data.total_steps):
-            line = {"step": done, "epoch": self._inputs.data.locate(done - 1)[0], **values}
+        if skipped or due(done, self._every, self._inputs.data.total_steps):
+            line = {"step": done, "epoch": self._inputs.data.locate(done - 1)[0]}
+            line |= {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no NaN
             line |= {"padded_tokens": padded, "tokens": plain, "loss_tokens": loss, **self._progress.rates(done)}
+            memory = device_memory()
+            if memory is not None:
+                line["device_memory_bytes"] = memory
             self._log.write(line)
             self._progress.show(line)
 
@@ -210,13 +132,3 @@ class Recorder:
 def due(done: int, every: int, total: int) -> bool:
     """Whether what is done every `every` updates (0 = never), and after the last, is due after `done` updates."""
     return every > 0 and (done % every == 0 or done == total)
-
-
-def _three(numbers: Iterable[int]) -> tuple[int, int, int]:
-    first, second, third = numbers
-    return first, second, third
-
-
-def _per_second(tokens: tuple[int, int, int], seconds: float) -> Line:
-    names = ("padded_tokens_per_second", "tokens_per_second", "loss_tokens_per_second")
-    return {name: count / seconds if seconds else 0.0 for name, count in zip(names, tokens, strict=True)}

@@ -17,7 +17,7 @@ from medtune_jax.config import Config
 REPOSITORY = Path(__file__).resolve().parents[2]
 _PATIENCE = 120.0  # seconds without the awaited event: the run hangs
 _POLL = 0.0005  # seconds; a tiny checkpoint is written in some tens of milliseconds
-_MEASURED = ("seconds", "per_second")  # parts of the names of what may differ between equal runs
+_MEASURED = ("second", "mfu", "goodput", "memory")  # parts of the names of what may differ between equal runs
 
 
 def start(config: Config, workdir: Path, *, python: str = sys.executable) -> subprocess.Popen[str]:
