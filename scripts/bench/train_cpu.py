@@ -8,13 +8,15 @@ most 512 tokens), the same ids and loss mask, the same weights, and end with one
   medtune         this system: 4 packed sequences of 512 positions;
   trainer         transformers.Trainer, 8 rows padded to their longest, random order: how Llama2-MedTuned was trained;
   trainer grouped the same with rows grouped by length, its strongest setting.
+With --tunings=lora both sides tune adapters of rank 16 on all seven projections of each layer, the other side by PEFT.
 Speed is tokens (padding not counted) over the wall time of an update, the median over updates, the first two left out.
-bf16 = float32 weights, bfloat16 matmuls (autocast on the other side).
+bf16 = float32 weights, bfloat16 matmuls (autocast on the other side); frozen weights are bfloat16 then.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import resource
@@ -31,6 +33,7 @@ from absl import app, flags
 _DATA = flags.DEFINE_string("data", None, "Folder of prepared NCBI-disease rows.", required=True)
 _TOKENIZER = flags.DEFINE_string("tokenizer", None, "Folder with Llama 2's tokenizer.", required=True)
 _SHAPES = flags.DEFINE_list("shapes", ["tiny", "small"], "Which shapes.")
+_TUNINGS = flags.DEFINE_list("tunings", ["full", "lora"], "What is tuned: all weights, adapters.")
 _TYPES = flags.DEFINE_list("types", ["f32", "bf16"], "Which float types.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Updates of a measurement.", lower_bound=2)
 _ROUNDS = flags.DEFINE_integer("rounds", 1, "Measurements of each system.", lower_bound=1)
@@ -40,15 +43,21 @@ _HOME = flags.DEFINE_string("home", None, "(internal) Folder with the model and 
 
 SHAPES = {"tiny": (288, 6, 6, 768), "small": (512, 8, 8, 1376)}  # hidden, layers, heads, feed-forward
 SYSTEMS = ("medtune", "trainer", "trainer grouped")
-# (shape, type) -> least ratio to `trainer` and to `trainer grouped`; None = no bar.
-BARS = {
-    ("tiny", "f32"): (1.4, 1.0),
-    ("tiny", "bf16"): (1.6, 1.2),
-    ("small", "f32"): (1.1, None),
-    ("small", "bf16"): (1.1, None),
+# (tuning, shape, type) -> least ratio to `trainer` and to `trainer grouped`; where there is none, there is no bar.
+BARS: dict[tuple[str, str, str], tuple[float | None, float | None]] = {
+    ("full", "tiny", "f32"): (1.4, 1.0),
+    ("full", "tiny", "bf16"): (1.6, 1.2),
+    ("full", "small", "f32"): (1.1, None),
+    ("full", "small", "bf16"): (1.1, None),
 }
-GOALS = {"tiny": (2.0, 1.5), "small": (1.5, 1.0)}
-MEMORY_BAR, MEMORY_GOAL = 0.5, 0.25
+GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {  # of speed, by (tuning, shape)
+    ("full", "tiny"): (2.0, 1.5),
+    ("full", "small"): (1.5, 1.0),
+    ("lora", "tiny"): (None, 1.0),
+    ("lora", "small"): (None, 1.0),
+}
+MEMORY_BARS, MEMORY_GOAL = {"full": 0.5, "lora": 0.33}, 0.25
+RANK, ALPHA = 16, 32.0
 LENGTH, PACKS, ROWS = 512, 4, 8
 _WARM_UP = 2
 
@@ -57,19 +66,23 @@ def main(_: list[str]) -> None:
     if _WORKER.value:
         home = Path(str(_HOME.value))
         measure = measure_medtune if _WORKER.value == "medtune" else measure_trainer
-        print(json.dumps(measure(home, _TYPES.value[0], _STEPS.value)))
+        print(json.dumps(measure(home, _TUNINGS.value[0], _TYPES.value[0], _STEPS.value)))
         return
     found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as temporary:
         for shape in _SHAPES.value:
             home = prepare(Path(temporary) / shape, shape)
-            for kind in _TYPES.value:
+            for tuning, kind in itertools.product(_TUNINGS.value, _TYPES.value):
                 measured: dict[str, list[dict[str, float]]] = {system: [] for system in SYSTEMS}
                 for _round in range(_ROUNDS.value):
                     for system in SYSTEMS:
-                        measured[system].append(in_a_process(system, home, kind))
-                        print(f"{shape} {kind} {system}: {measured[system][-1]}", file=sys.stderr, flush=True)
-                found += [{"shape": shape, "type": kind, "system": s, **median(runs)} for s, runs in measured.items()]
+                        measured[system].append(in_a_process(system, home, tuning, kind))
+                        told = (
+                            f"{shape} {tuning} {kind} {system}: {measured[system][-1]}, load {os.getloadavg()[0]:.1f}"
+                        )
+                        print(told, file=sys.stderr, flush=True)
+                work = {"tuning": tuning, "shape": shape, "type": kind}
+                found += [{**work, "system": system, **median(runs)} for system, runs in measured.items()]
     print(table(found))
     if _OUT.value:
         Path(_OUT.value).write_text(json.dumps(found, indent=2) + "\n")
@@ -109,9 +122,10 @@ def prepare(home: Path, shape: str) -> Path:
     return home
 
 
-def in_a_process(system: str, home: Path, kind: str) -> dict[str, float]:
+def in_a_process(system: str, home: Path, tuning: str, kind: str) -> dict[str, float]:
     """Measures `system` in a process of its own."""
     words = [sys.executable, __file__, f"--worker={system}", f"--home={home}", f"--types={kind}"]
+    words += [f"--tunings={tuning}"]
     words += [f"--data={_DATA.value}", f"--tokenizer={_TOKENIZER.value}", f"--steps={_STEPS.value}"]
     path = [str(Path(__file__).resolve().parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": os.pathsep.join(path)}
@@ -121,15 +135,15 @@ def in_a_process(system: str, home: Path, kind: str) -> dict[str, float]:
     return json.loads(ran.stdout.splitlines()[-1])
 
 
-def measure_medtune(home: Path, kind: str, steps: int) -> dict[str, float]:
+def measure_medtune(home: Path, tuning: str, kind: str, steps: int) -> dict[str, float]:
     """One run of `medtune train`'s own function."""
-    from medtune_jax.config import Config
+    from medtune_jax.config import Config, LoraConfig
     from medtune_jax.train.loop import train
 
-    plain = Config()
+    plain, lora = Config(), LoraConfig(rank=RANK, alpha=ALPHA) if tuning == "lora" else LoraConfig()
     config = dataclasses.replace(
         plain,
-        model=dataclasses.replace(plain.model, path=str(home / "model")),
+        model=dataclasses.replace(plain.model, path=str(home / "model"), lora=lora),
         data=dataclasses.replace(plain.data, path=str(home / "data"), max_length=LENGTH),
         train=dataclasses.replace(
             plain.train, steps=steps, batch_size=PACKS, precision="float32" if kind == "f32" else "bf16_compute"
@@ -149,8 +163,8 @@ def measure_medtune(home: Path, kind: str, steps: int) -> dict[str, float]:
     }
 
 
-def measure_trainer(home: Path, kind: str, steps: int) -> dict[str, float]:
-    """transformers.Trainer on the same rows."""
+def measure_trainer(home: Path, tuning: str, kind: str, steps: int) -> dict[str, float]:
+    """transformers.Trainer on the same rows, and PEFT for adapters."""
     import torch
     import transformers
 
@@ -194,7 +208,15 @@ def measure_trainer(home: Path, kind: str, steps: int) -> dict[str, float]:
         def on_step_end(self, *_: Any, **__: Any) -> None:
             seconds.append(time.perf_counter() - self.began)
 
-    model = transformers.LlamaForCausalLM.from_pretrained(home / "model", dtype=torch.float32)
+    dtype = torch.bfloat16 if tuning == "lora" and kind == "bf16" else torch.float32  # PEFT's adapters are float32
+    model: Any = transformers.LlamaForCausalLM.from_pretrained(home / "model", dtype=dtype)
+    if tuning == "lora":
+        import peft
+
+        model = peft.get_peft_model(
+            model,
+            peft.LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules="all-linear", task_type="CAUSAL_LM"),
+        )
     with tempfile.TemporaryDirectory(dir=home) as output:
         arguments = transformers.TrainingArguments(
             output_dir=output,
@@ -236,24 +258,29 @@ def median(runs: list[dict[str, float]]) -> dict[str, float]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Returns the figures, and this system's ratios beside their bars and goals."""
-    lines = [f"{'shape':6} {'type':5} {'system':16} {'tokens/s':>9} {'useful':>7} {'peak MB':>8}"]
+    lines = [f"{'tuning':6} {'shape':6} {'type':5} {'system':16} {'tokens/s':>9} {'useful':>7} {'peak MB':>8}"]
     lines += [
-        f"{row['shape']:6} {row['type']:5} {row['system']:16} {row['tokens_per_second']:9,.0f} {row['useful']:7.3f} "
-        f"{row['peak_mb']:8,.0f}"
+        f"{row['tuning']:6} {row['shape']:6} {row['type']:5} {row['system']:16} {row['tokens_per_second']:9,.0f} "
+        f"{row['useful']:7.3f} {row['peak_mb']:8,.0f}"
         for row in found
     ]
-    lines += ["", f"{'shape':6} {'type':5} {'medtune beside':16} {'speed':>6} {'bar':>5} {'goal':>5} {'':4} "]
+    lines += [
+        "",
+        f"{'tuning':6} {'shape':6} {'type':5} {'medtune beside':16} {'speed':>6} {'bar':>5} {'goal':>5} {'':4} ",
+    ]
     lines[-1] += f"{'memory':>6} {'bar':>5} {'goal':>5}"
-    by_name = {(row["shape"], row["type"], row["system"]): row for row in found}
-    for shape, kind in dict.fromkeys((row["shape"], row["type"]) for row in found):
-        ours = by_name[shape, kind, "medtune"]
-        for peer, bar, goal in zip(SYSTEMS[1:], BARS[shape, kind], GOALS[shape], strict=True):
-            theirs = by_name[shape, kind, peer]
+    by_name = {(row["tuning"], row["shape"], row["type"], row["system"]): row for row in found}
+    for tuning, shape, kind in dict.fromkeys((row["tuning"], row["shape"], row["type"]) for row in found):
+        ours, most = by_name[tuning, shape, kind, "medtune"], MEMORY_BARS[tuning]
+        bars = BARS.get((tuning, shape, kind), (None, None))
+        for peer, bar, goal in zip(SYSTEMS[1:], bars, GOALS[tuning, shape], strict=True):
+            theirs = by_name[tuning, shape, kind, peer]
             speed = ours["tokens_per_second"] / theirs["tokens_per_second"]
             memory = ours["peak_mb"] / theirs["peak_mb"]
             lines.append(
-                f"{shape:6} {kind:5} {peer:16} {speed:6.2f} {_bar(bar):>5} {goal:5.2f} {_verdict(speed, bar):4} "
-                f"{memory:6.2f} {MEMORY_BAR:5.2f} {MEMORY_GOAL:5.2f} {'held' if memory <= MEMORY_BAR else 'MISSED'}"
+                f"{tuning:6} {shape:6} {kind:5} {peer:16} {speed:6.2f} {_bar(bar):>5} {_bar(goal):>5} "
+                f"{_verdict(speed, bar):4} {memory:6.2f} {most:5.2f} {MEMORY_GOAL:5.2f} "
+                f"{'held' if memory <= most else 'MISSED'}"
             )
     return "\n".join(lines)
 
