@@ -14,6 +14,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from medtune_jax.errors import Interrupted
 from medtune_jax.model.llama import num_params
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.boards import check_boards, open_boards
-from medtune_jax.train.checkpoints import Checkpoints, full_disk_named
+from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.feed import prefetched, put
 from medtune_jax.train.held_out_loss import make_evaluate
 from medtune_jax.train.inputs import Inputs, read_inputs
@@ -39,6 +40,7 @@ from medtune_jax.train.run_folder import write_run_folder
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
 from medtune_jax.train.step import abstract_batch, make_train_step
+from medtune_jax.train.storage import one_writer, storage_errors_named
 from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.trainable import init_trainable, load_frozen
 
@@ -90,9 +92,15 @@ def train(config: Config, workdir: str | Path) -> Result:
     use_compilation_cache()
     keep = config.validate().checkpoint.keep
     check_boards(config.log)
-    with full_disk_named(workdir), StopRequest() as stop, Checkpoints(workdir / "checkpoints", keep) as checkpoints:
+    with (
+        storage_errors_named(workdir),
+        ExitStack() as held,
+        StopRequest() as stop,
+        Checkpoints(workdir / "checkpoints", keep) as checkpoints,
+    ):
         mesh = make_mesh(config.mesh)
         inputs = read_inputs(config, mesh)
+        held.enter_context(one_writer(workdir))
         data, total = inputs.data, inputs.data.total_steps
         optimizer = make_optimizer(config.optimizer, total)
         frozen = load_frozen(config, inputs.model, inputs.source, mesh)
