@@ -80,6 +80,7 @@ class DataConfig:
     max_length: int = math(1024)  # positions per training sequence
     packing: bool = math(True)
     overlong: Literal["error", "drop", "truncate_input"] = math("error")
+    cache_dir: str = free("")  # where many rows are kept encoded; "" = ~/.cache/medtune_jax/rows
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,13 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 
+from medtune_jax.data.encoded import Encoded, EncodedRows
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Span, Tokenizer
 from medtune_jax.errors import UserError
@@ -25,84 +26,30 @@ from medtune_jax.tasks.rows import Row
 
 Overlong = Literal["error", "drop", "truncate_input"]
 
-_CHUNK = 4096  # rows encoded at a time
+CHUNK = 4096  # rows encoded at a time
 
 
-@dataclass(frozen=True, eq=False)
-class Encoded:
-    """One row as the model sees it.
+@dataclass(frozen=True)
+class Policy:
+    """How rows are encoded; the arguments of `encode_rows`."""
 
-    Attributes:
-      tokens: int32 [S], BOS, prompt, completion, EOS.
-      weights: float32 [S], the weight in the loss of each token as a target; 0 on the prompt.
-      prompt_length: how many leading tokens are the prompt's (BOS included); the loss begins there.
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    prompt_length: int
+    max_length: int | None = None
+    overlong: Overlong = "error"
+    decision_weight: float = 1.0
 
 
-@dataclass(frozen=True, eq=False)
-class EncodedRows(Sequence[Encoded]):
-    """Many rows in flat arrays: N rows, T tokens together.
+@dataclass(frozen=True)
+class Tally:
+    """What `Report` tells, of some consecutive rows; too_long: (index, tokens) of each overlong row."""
 
-    Attributes:
-      tokens: int32 [T].
-      weights: float32 [T].
-      starts: int64 [N + 1]; row i is tokens[starts[i]:starts[i + 1]].
-      prompt_lengths: int32 [N].
-      rows: int64 [N], each row's index among the rows that were read (some may have been dropped).
-    """
-
-    tokens: np.ndarray
-    weights: np.ndarray
-    starts: np.ndarray
-    prompt_lengths: np.ndarray
-    rows: np.ndarray
-
-    @classmethod
-    def of(cls, encoded: Sequence[Encoded], rows: Sequence[int] | None = None) -> EncodedRows:
-        """Joins single rows; `rows` names them (default 0..N-1)."""
-        if isinstance(encoded, cls) and rows is None:
-            return encoded
-        return cls(
-            tokens=np.concatenate([np.zeros(0, np.int32), *(part.tokens for part in encoded)], dtype=np.int32),
-            weights=np.concatenate([np.zeros(0, np.float32), *(part.weights for part in encoded)], dtype=np.float32),
-            starts=np.cumsum([0, *(len(part.tokens) for part in encoded)], dtype=np.int64),
-            prompt_lengths=np.array([part.prompt_length for part in encoded], np.int32),
-            rows=np.asarray(range(len(encoded)) if rows is None else rows, np.int64),
-        )
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    @overload
-    def __getitem__(self, index: int) -> Encoded: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[Encoded]: ...
-    def __getitem__(self, index: int | slice) -> Encoded | list[Encoded]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        if not -len(self) <= index < len(self):
-            raise IndexError(f"row {index} of {len(self)}")
-        index %= len(self)
-        span = slice(self.starts[index], self.starts[index + 1])
-        return Encoded(self.tokens[span], self.weights[span], int(self.prompt_lengths[index]))
-
-    def __iter__(self) -> Iterator[Encoded]:
-        return (self[i] for i in range(len(self)))
-
-    @property
-    def lengths(self) -> np.ndarray:
-        """int64 [N]: tokens of each row."""
-        return np.diff(self.starts)
-
-    @property
-    def loss_tokens(self) -> np.ndarray:
-        """int64 [N]: tokens of each row that bear loss."""
-        counted = np.concatenate([[0], np.cumsum(self.weights > 0)])
-        return counted[self.starts[1:]] - counted[self.starts[:-1]]
+    kept: int
+    tokens: int
+    loss_tokens: int
+    longest: int
+    too_long: tuple[tuple[int, int], ...]
+    truncated: int
+    unknown: Counter[str]
+    undecided: int
 
 
 @dataclass(frozen=True)
@@ -168,49 +115,84 @@ def encode_rows(
       UserError: no rows or none left; a blank output; an overlong row under `error`; a row that truncation cannot mend;
         a weight not above 0.
     """
+    policy = Policy(max_length, overlong, decision_weight)
+    check(rows, policy)
+    starts = range(0, len(rows), CHUNK)
+    parts, tallies = zip(
+        *(encode_chunk(tokenizer, template, rows[start : start + CHUNK], start, policy) for start in starts),
+        strict=True,
+    )
+    return EncodedRows.join(parts), summarize(tallies, rows, policy)
+
+
+def check(rows: Sequence[Row], policy: Policy) -> None:
+    """Raises UserError where there are no rows, or the weight is not above 0."""
     if not rows:
         raise UserError("No rows to encode: the data set is empty, or no row is of the sources asked for.")
-    if not decision_weight > 0:
-        raise UserError(f"train.decision_weight is {decision_weight}; it must be above 0 (1 = all tokens alike).")
+    if not policy.decision_weight > 0:
+        raise UserError(
+            f"train.decision_weight is {policy.decision_weight}; it must be above 0 (1 = all tokens alike)."
+        )
+
+
+def encode_chunk(
+    tokenizer: Tokenizer, template: Template, rows: Sequence[Row], first: int, policy: Policy
+) -> tuple[EncodedRows, Tally]:
+    """Encodes consecutive rows, of which rows[0] has index `first`; see `encode_rows` (too long is no error here)."""
     kept: list[Encoded] = []
     indices: list[int] = []
     too_long: list[tuple[int, int]] = []
-    unknown: Counter[str] = Counter()
-    undecided = truncated = longest = 0
-    for start in range(0, len(rows), _CHUNK):
-        chunk = rows[start : start + _CHUNK]
-        decisions: list[list[Span] | None] = [None] * len(chunk)
-        known = [find_source(row.source) is not None for row in chunk]
-        unknown.update(row.source for row, is_known in zip(chunk, known, strict=True) if not is_known)
-        if decision_weight != 1:
-            decisions = [_decisions(row) for row in chunk]
-            undecided += sum(is_known and spans is None for is_known, spans in zip(known, decisions, strict=True))
-        encoded = _encode(tokenizer, template, chunk, decisions, decision_weight, start)
-        for index, (row, found, spans) in enumerate(zip(chunk, encoded, decisions, strict=True), start):
-            longest = max(longest, len(found.tokens))
-            if max_length is not None and len(found.tokens) > max_length:
-                too_long.append((index, len(found.tokens)))
-                if overlong != "truncate_input":
-                    continue
-                found = _truncate_input(tokenizer, template, row, spans, decision_weight, index, max_length)
-                truncated += 1
-            kept.append(found)
-            indices.append(index)
-    if too_long and overlong == "error":
-        raise UserError(_overlong_message(rows, too_long, max_length))
-    if not kept:
-        raise UserError(f"All {len(rows)} rows are longer than data.max_length={max_length}: none is left to train on.")
+    known = [find_source(row.source) is not None for row in rows]
+    weight, limit = policy.decision_weight, policy.max_length
+    decisions = [_decisions(row) if weight != 1 else None for row in rows]
+    encoded = _encode(tokenizer, template, rows, decisions, weight, first)
+    for index, (row, found, spans) in enumerate(zip(rows, encoded, decisions, strict=True), first):
+        if limit is not None and len(found.tokens) > limit:
+            too_long.append((index, len(found.tokens)))
+            if policy.overlong != "truncate_input":
+                continue
+            found = _truncate_input(tokenizer, template, row, spans, weight, index, limit)
+        kept.append(found)
+        indices.append(index)
+    undecided = sum(is_known and spans is None for is_known, spans in zip(known, decisions, strict=True))
     result = EncodedRows.of(kept, indices)
-    return result, Report(
-        rows=len(rows),
+    return result, Tally(
         kept=len(result),
-        dropped=len(rows) - len(result),
-        truncated=truncated,
         tokens=len(result.tokens),
         loss_tokens=int(result.loss_tokens.sum()),
-        longest=longest,
+        longest=max(len(found.tokens) for found in encoded),
+        too_long=tuple(too_long),
+        truncated=len(too_long) if policy.overlong == "truncate_input" else 0,
+        unknown=Counter(row.source for row, is_known in zip(rows, known, strict=True) if not is_known),
+        undecided=undecided if weight != 1 else 0,
+    )
+
+
+def summarize(tallies: Sequence[Tally], rows: Sequence[Row], policy: Policy) -> Report:
+    """Returns what became of `rows`, from the tallies of all of them.
+
+    Raises:
+      UserError: an overlong row under `error`, or no row is left.
+    """
+    too_long = [found for tally in tallies for found in tally.too_long]
+    if too_long and policy.overlong == "error":
+        raise UserError(_overlong_message(rows, too_long, policy.max_length))
+    kept = sum(tally.kept for tally in tallies)
+    if not kept:
+        raise UserError(
+            f"All {len(rows)} rows are longer than data.max_length={policy.max_length}: none is left to train on."
+        )
+    unknown = sum((tally.unknown for tally in tallies), Counter())
+    return Report(
+        rows=len(rows),
+        kept=kept,
+        dropped=len(rows) - kept,
+        truncated=sum(tally.truncated for tally in tallies),
+        tokens=sum(tally.tokens for tally in tallies),
+        loss_tokens=sum(tally.loss_tokens for tally in tallies),
+        longest=max(tally.longest for tally in tallies),
         unknown_sources=tuple(sorted(unknown.items())),
-        undecided=undecided,
+        undecided=sum(tally.undecided for tally in tallies),
     )
 
 

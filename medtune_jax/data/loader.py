@@ -13,7 +13,7 @@ from itertools import chain
 
 import numpy as np
 
-from medtune_jax.data.encode import Encoded, EncodedRows
+from medtune_jax.data.encoded import Encoded, EncodedRows
 from medtune_jax.data.packing import WINDOW, order, pack
 from medtune_jax.errors import UserError
 

@@ -80,10 +80,11 @@ class Tokenizer(abc.ABC):
 
 
 class _SentencePiece(Tokenizer):
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, threads: int | None):
         import sentencepiece
 
         self.folder = folder
+        self._threads = -1 if threads is None else threads
         path = folder / "tokenizer.model"
         content = path.read_bytes()
         self._processor = sentencepiece.SentencePieceProcessor()
@@ -98,11 +99,11 @@ class _SentencePiece(Tokenizer):
         _check_ends(path, self.bos_id, self.eos_id)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        return self._processor.encode(list(texts), return_type="numpy")
+        return self._processor.encode(list(texts), return_type="numpy", num_threads=self._threads)
 
     def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         encoded = []
-        for found in self._processor.encode(list(texts), return_type="offset_mapping"):
+        for found in self._processor.encode(list(texts), return_type="offset_mapping", num_threads=self._threads):
             ids = np.asarray(found["ids"], np.int32)
             spans = np.asarray(found["offsets"], np.int32).reshape(-1, 2)
             # sentencepiece gives a character's span to the last of its byte pieces and an empty one to the others.
@@ -171,8 +172,8 @@ class _TokenizersFile(Tokenizer):
         return self._tokenizer.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Loads the tokenizer of a Hugging Face folder.
+def load_tokenizer(folder: str | Path, *, threads: int | None = None) -> Tokenizer:
+    """Loads the tokenizer of a Hugging Face folder. threads: of sentencepiece on a batch; None = one for each core.
 
     Raises:
       UserError: the folder or its tokenizer files are missing or damaged, or there is no BOS or EOS.
@@ -181,7 +182,7 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if not folder.is_dir():
         raise UserError(f"No tokenizer: {folder} is not a folder. Give a Hugging Face model directory.")
     if (folder / "tokenizer.model").is_file():
-        return _SentencePiece(folder)
+        return _SentencePiece(folder, threads)
     if (folder / "tokenizer.json").is_file():
         return _TokenizersFile(folder)
     raise UserError(

@@ -207,11 +207,13 @@ def _read_parquet(place: Path) -> Iterator[Mapping[str, Any]]:
     import pyarrow.parquet as pq
 
     try:
-        table = pq.read_table(str(place))
+        with pq.ParquetFile(str(place)) as file:
+            _check_columns(file.schema_arrow.names, place)
+            names = [name for name in COLUMNS if name in file.schema_arrow.names]
+            for batch in file.iter_batches(4096, columns=names):  # never the whole table as Python objects
+                yield from batch.to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{place} cannot be read as parquet: {error}") from error
-    _check_columns(table.column_names, place)
-    return iter(table.select([name for name in COLUMNS if name in table.column_names]).to_pylist())
 
 
 def _read_jsonl(place: Path) -> Iterator[Mapping[str, Any]]:

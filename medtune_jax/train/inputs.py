@@ -13,7 +13,8 @@ from medtune_jax.config import Config
 from medtune_jax.convert.hf_config import config_to_hf
 from medtune_jax.convert.hf_import import read_config, weights_sha256
 from medtune_jax.convert.origin import Origin, read_origin, tuned
-from medtune_jax.data.encode import EncodedRows, encode_rows
+from medtune_jax.data.cache import default_folder, encode_cached
+from medtune_jax.data.encoded import EncodedRows
 from medtune_jax.data.loader import Batch, TrainData, evaluation_batches
 from medtune_jax.data.packing import order
 from medtune_jax.data.prompts import Template, get_template
@@ -133,10 +134,11 @@ def _evaluation(config: Config, tokenizer: Tokenizer, template: Template) -> lis
 
 
 def _encode(config: Config, tokenizer: Tokenizer, template: Template, rows: list[Row], split: str) -> EncodedRows:
-    encoded, report = encode_rows(
+    encoded, report = encode_cached(
         tokenizer,
         template,
         rows,
+        folder=Path(config.data.cache_dir) if config.data.cache_dir else default_folder(),
         max_length=config.data.max_length,
         overlong=config.data.overlong,
         decision_weight=config.train.decision_weight,

@@ -9,7 +9,8 @@ from data_samples import ner_row
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from medtune_jax.data.encode import EncodedRows, encode_prompt, encode_row, encode_rows
+from medtune_jax.data.encode import encode_prompt, encode_row, encode_rows
+from medtune_jax.data.encoded import EncodedRows
 from medtune_jax.data.prompts import TEMPLATES, Template, get_template
 from medtune_jax.data.tokenizer import load_tokenizer
 from medtune_jax.errors import UserError

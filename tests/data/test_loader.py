@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import medtune_jax
 from medtune_jax.data import packing
-from medtune_jax.data.encode import Encoded, EncodedRows
+from medtune_jax.data.encoded import Encoded, EncodedRows
 from medtune_jax.data.loader import TrainData, evaluation_batches
 from medtune_jax.errors import UserError
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from medtune_jax.data.encode import Encoded
+from medtune_jax.data.encoded import Encoded
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.generate.engine import Engine
