@@ -33,9 +33,9 @@ class Guard(NamedTuple):
 
 
 def init_guard() -> Guard:
-    """Returns what is known before the first step."""
-    count, mean = jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32)
-    return Guard(good=count, skipped=count, skipped_in_a_row=count, loss=mean, grad_norm=mean)
+    """Returns what is known before the first step; arrays of their own, since the state is donated."""
+    count, mean = jnp.int32, jnp.float32
+    return Guard(*(jnp.zeros((), dtype) for dtype in (count, count, count, mean, mean)))
 
 
 def judge(guard: Guard, loss: jax.Array, grad_norm: jax.Array, spike_factor: float | None) -> tuple[jax.Array, Guard]:
