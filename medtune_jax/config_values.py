@@ -6,8 +6,10 @@ A leaf is named by its path, "train.seed" or "model.lora.rank".
 from __future__ import annotations
 
 import dataclasses
+import json
 import typing
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from medtune_jax.config import Config
@@ -43,6 +45,20 @@ def to_dict(config: Config) -> Values:
 def from_dict(values: Mapping[str, Any]) -> Config:
     """Builds a Config from nested dicts; raises UserError on an unknown group or key or a value of the wrong type."""
     return _build(Config, values, "")
+
+
+def read_json(path: Path) -> Config:
+    """Returns the configuration that a run wrote; raises UserError where the file is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} is damaged: {error}.") from None
+    if not isinstance(found, dict) or not all(isinstance(leaves, dict) for leaves in found.values()):
+        raise UserError(f"{path} is damaged: it holds no object of groups.")
+    try:
+        return from_dict(found)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
 
 
 def override(config: Config, overrides: Mapping[str, str]) -> Config:

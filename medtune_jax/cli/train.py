@@ -4,14 +4,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any
 
 from absl import flags as absl_flags
 
 from medtune_jax.config import Config
-from medtune_jax.config_values import from_dict
+from medtune_jax.config_values import read_json
 from medtune_jax.errors import UserError
 
 SUMMARY = "tune a checkpoint on prepared rows; again on the same folder resumes"
@@ -33,17 +32,10 @@ def base_config(flags: Any) -> Config:
     written = Path(flags.workdir) / "config.json"
     if not written.is_file():
         return Config()
-    mend = "Restore it, or give --config=NAME."
     try:
-        found = json.loads(written.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"{written} is damaged: {error}. {mend}") from None
-    if not isinstance(found, dict) or not all(isinstance(leaves, dict) for leaves in found.values()):
-        raise UserError(f"{written} is damaged: it holds no object of groups. {mend}")
-    try:
-        return from_dict(found)
+        return read_json(written)
     except UserError as error:
-        raise UserError(f"{written}: {error} {mend}") from None
+        raise UserError(f"{error} Restore it, or give --config=NAME.") from None
 
 
 def run(flags: Any, config: Config) -> dict[str, Any]:

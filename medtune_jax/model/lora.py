@@ -15,6 +15,7 @@ import jax.numpy as jnp
 
 from medtune_jax.config import LORA_TARGETS, LoraConfig
 from medtune_jax.model.llama import PARAMETERS, LlamaConfig, Parameter, Params, dense, whole_heads
+from medtune_jax.model.quantize import QuantizedKernel, dequantize
 from medtune_jax.sharding import constrain, parameter_sharding
 
 PROJECTIONS = {row.keys[1]: row for row in PARAMETERS if row.keys[1] in LORA_TARGETS}
@@ -100,22 +101,39 @@ class LoraAdapter:
         return jax.vmap(row)(self.dropout_keys_B, x_BSi)
 
 
-def merge(params: Params, adapter: Params, lora: LoraConfig) -> Params:
-    """Returns the weights with the adapters in them, W + scale a b, added in float32 and rounded to W's dtype.
+def merge(params: Params, adapter: Params, lora: LoraConfig, dtype: Any) -> Params:
+    """Returns the weights with the adapters in them: W + scale a b, added in float32, rounded to `dtype`.
 
-    The adapted kernels of `params` are given up (donated); nothing else is held twice, and of float32 one layer.
+    params: the base in `dtype`, or quantised (W are then the dequantised kernels). Adapted kernels are given up
+    (donated): nothing is held twice, and of float32 one layer.
     """
     layers = dict(params["layers"])
-    for name, parts in adapter["layers"].items():
-        kernel_Lio = layers[name]["kernel"]
-        add = jax.jit(partial(_add_update, scale(lora)), donate_argnums=0, out_shardings=kernel_Lio.sharding)
-        layers[name] = {"kernel": add(kernel_Lio, parts["a"], parts["b"])}
+    for name in PROJECTIONS:
+        kernel_Lio, parts = layers[name]["kernel"], adapter["layers"].get(name)
+        quantized = isinstance(kernel_Lio, QuantizedKernel)
+        if parts is None and not quantized:
+            continue
+        place = jax.tree.leaves(kernel_Lio)[0].sharding
+        put_in = jax.jit(
+            partial(_merged, factor=scale(lora), dtype=dtype),
+            donate_argnums=() if quantized else 0,
+            out_shardings=place,
+        )
+        layers[name] = {"kernel": put_in(kernel_Lio, parts)}
     return {**params, "layers": layers}
 
 
-def _add_update(factor: float, kernel_Lio: jax.Array, a_LiR: jax.Array, b_LRo: jax.Array) -> jax.Array:
-    def add(layer: jax.Array, kernel_Lio: jax.Array) -> jax.Array:
-        update_io = factor * jnp.matmul(a_LiR[layer], b_LRo[layer], precision="highest")
-        return kernel_Lio.at[layer].set((kernel_Lio[layer].astype(jnp.float32) + update_io).astype(kernel_Lio.dtype))
+def _merged(kernel_Lio: Any, parts: Params | None, *, factor: float, dtype: Any) -> jax.Array:
+    quantized = isinstance(kernel_Lio, QuantizedKernel)
 
-    return jax.lax.fori_loop(0, kernel_Lio.shape[0], add, kernel_Lio)
+    def put_in(layer: jax.Array, merged_Lio: jax.Array) -> jax.Array:
+        if quantized:
+            weight_io = dequantize(jax.tree.map(lambda leaf: leaf[layer], kernel_Lio), jnp.float32)
+        else:
+            weight_io = merged_Lio[layer].astype(jnp.float32)
+        if parts is not None:
+            weight_io += factor * jnp.matmul(parts["a"][layer], parts["b"][layer], precision="highest")
+        return merged_Lio.at[layer].set(weight_io.astype(dtype))
+
+    shape = jax.eval_shape(partial(dequantize, dtype=dtype), kernel_Lio).shape if quantized else kernel_Lio.shape
+    return jax.lax.fori_loop(0, shape[0], put_in, jnp.zeros(shape, dtype) if quantized else kernel_Lio)

@@ -126,8 +126,10 @@ class Checkpoints:
             raise UserError(f"No checkpoint in {self.folder} is readable ({told}). Start again in another --workdir.")
         return None
 
-    def read_params(self, abstract: Params) -> tuple[Params, Meta]:
+    def read_params(self, abstract: Callable[[Meta], Params]) -> tuple[Params, Meta]:
         """Returns the newest parameters, laid out and typed as `abstract` says, and what the checkpoint says of itself.
+
+        abstract: from what the checkpoint says of itself to the ShapeDtypeStructs of its parameters.
 
         Raises:
           UserError: there is no checkpoint, or the newest is unreadable or of another format version.
@@ -137,7 +139,7 @@ class Checkpoints:
             raise UserError(f"{self.folder} holds no checkpoint yet: train until the first one is saved.")
         try:
             meta = self._read_meta(steps[-1])
-            return self._read_item(steps[-1], "params", abstract, meta), meta
+            return self._read_item(steps[-1], "params", abstract(meta), meta), meta
         except Unreadable as error:
             raise UserError(
                 f"Checkpoint {self.folder / str(steps[-1])} is unreadable: {error}. "

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from medtune_jax.config import MeshConfig
+from medtune_jax.config import LoraConfig, MeshConfig
+from medtune_jax.config_values import from_dict, read_json
 from medtune_jax.convert.hf_import import check_template, load_params, read_config, read_template, weights_sha256
 from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
+from medtune_jax.model.lora import abstract_adapter, merge
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.checkpoints import Checkpoints
 
@@ -49,12 +52,16 @@ def load_model(
 ) -> LoadedModel:
     """Loads a Hugging Face directory, or the newest checkpoint of a run folder (parameters only).
 
+    The adapters of a LoRA run are merged into its base, which is read from the run's model.path: W + scale a b in
+    float32, then rounded to `dtype`. Where the base was quantised, W are the dequantised weights, which are those that
+    the adapters were trained with (as PEFT merges, and not rounded again).
+
     max_positions replaces the checkpoint's own where given; raising it is warned of. force_template: where this version
     does not have the model's template as it was, give None for it and no error.
 
     Raises:
-      UserError: `path` is neither, its files are missing, damaged or do not belong together, or its template is not
-        the one of this version.
+      UserError: `path` is neither, its files are missing, damaged or do not belong together, its template is not the
+        one of this version, or a LoRA run's base is absent or another.
     """
     folder = Path(path)
     dtype = jnp.dtype(dtype)
@@ -70,18 +77,121 @@ def load_model(
     return LoadedModel(params, config, tokenizer, template, weights_sha256(folder))
 
 
-def _load_run(
-    folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None, force_template: bool
-) -> LoadedModel:
+@dataclass(frozen=True, eq=False)
+class LoadedAdapter:
+    """The adapters of a run and what belongs to them.
+
+    Attributes:
+      params: the tree of model/lora.py, float32; lora: its settings.
+      base: folder of the base weights as the run knows it; base_sha256: their identity.
+      config, tokenizer, template, sha256: as of LoadedModel.
+    """
+
+    params: Params
+    lora: LoraConfig
+    base: Path
+    base_sha256: str
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    template: str | None
+    sha256: str
+
+
+def load_adapter(run: str | Path) -> LoadedAdapter:
+    """Loads the adapters of a run's newest checkpoint; the base weights are not touched.
+
+    Raises:
+      UserError: `run` is no run folder, its run tunes all weights, or it is damaged.
+    """
+    folder = Path(run)
+    if not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder} is no run folder, and only a run has an adapter to take out.")
+    found = _read_run(folder, jnp.float32, None, None)
+    if not found.lora.rank:
+        raise UserError(f"{folder} tuned all weights (model.lora.rank is 0): there is no adapter. Export the weights.")
+    return LoadedAdapter(
+        found.trained,
+        found.lora,
+        _base_folder(folder, found.meta),
+        found.meta["identity"]["base_weights"],
+        found.config,
+        found.tokenizer,
+        _template(folder, found.meta, force=False),
+        found.sha256,
+    )
+
+
+class _Run(NamedTuple):
+    """A run's newest checkpoint: `trained` are adapters where lora.rank is above 0, else all weights."""
+
+    trained: Params
+    lora: LoraConfig
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    meta: dict[str, Any]
+    sha256: str
+
+
+def _read_run(folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None) -> _Run:
     config = read_config(folder / "model", max_positions)
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
-    if mesh is None:
-        mesh = make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
+    place = mesh or make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
+
+    def abstract(meta: dict[str, Any]) -> Params:
+        lora = _lora(meta)
+        return abstract_adapter(config, lora, place) if lora.rank else abstract_params(config, dtype, place)
+
     with Checkpoints(folder / "checkpoints") as checkpoints:
-        params, meta = checkpoints.read_params(abstract_params(config, dtype, mesh))
+        trained, meta = checkpoints.read_params(abstract)
+    lora = _lora(meta)
     told = {name: meta[name] for name in ("step", "identity", "checksums")}
-    identity = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    name, wording = meta["config"]["data"]["template"], meta["identity"]["template"]
-    template = check_template(name, wording, folder, force=force_template)
-    return LoadedModel(params, config, tokenizer, template, identity)
+    if lora.rank:
+        told["lora"] = dataclasses.asdict(lora)
+    sha256 = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return _Run(trained, lora, config, tokenizer, meta, sha256)
+
+
+def _lora(meta: dict[str, Any]) -> LoraConfig:
+    return from_dict(meta["config"]).model.lora
+
+
+def _template(folder: Path, meta: dict[str, Any], *, force: bool) -> str | None:
+    return check_template(meta["config"]["data"]["template"], meta["identity"]["template"], folder, force=force)
+
+
+def _load_run(
+    folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None, force_template: bool
+) -> LoadedModel:
+    found = _read_run(folder, dtype, mesh, max_positions)
+    template = _template(folder, found.meta, force=force_template)
+    params = found.trained
+    if found.lora.rank:
+        base = _base_folder(folder, found.meta)
+        _check_base(folder, base, found.meta["identity"]["base_weights"])
+        quantize = None if found.lora.base == "compute" else found.lora.base
+        weights = load_params(base, found.config, dtype, mesh, quantize=quantize)
+        params = merge(weights, found.trained, found.lora, dtype)
+    return LoadedModel(params, found.config, found.tokenizer, template, found.sha256)
+
+
+def _base_folder(folder: Path, meta: dict[str, Any]) -> Path:
+    """Returns model.path as the run's config.json says it now, or said it when the checkpoint was written."""
+    written = folder / "config.json"
+    return Path((read_json(written) if written.is_file() else from_dict(meta["config"])).model.path)
+
+
+def _check_base(folder: Path, base: Path, sha256: str) -> None:
+    """Raises UserError where `base` does not hold the weights that the adapters of run `folder` were trained on."""
+    mend = f"Write where the base weights lie into model.path of {folder / 'config.json'}."
+    if not (base / "config.json").is_file():
+        raise UserError(
+            f"{folder} holds adapters; the weights that they change were read from {base}, which is no Hugging Face "
+            f"directory (any more). {mend}"
+        )
+    found = weights_sha256(base)
+    if found != sha256:
+        raise UserError(
+            f"{folder} holds adapters for other weights than those in {base} (SHA-256 {sha256[:12]}, not "
+            f"{found[:12]}). {mend}"
+        )
