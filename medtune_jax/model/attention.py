@@ -1,12 +1,16 @@
-"""The one entry to attention, and the XLA path behind it.
+"""The one entry to attention, and the XLA path behind it. Which backend runs where is decided in model/backends.py.
 
 Dimensions: B batch, S queries, T keys, H query heads, K key-value heads, G = H / K, E width of a head.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import jax
 import jax.numpy as jnp
+
+from medtune_jax.model.kernels import over_mesh
 
 _SMALLEST_BLOCK = 64  # query rows whose scores are held at once; also the grain of causal skipping
 _CACHED_BLOCK = 32  # the same of queries against a cache
@@ -22,14 +26,16 @@ def attention(
     Args:
       q_BSHE, k_BSKE, v_BSKE: rotated queries and keys, and values; query head h reads key-value head h // G.
       segment_ids_BS: int32; a position attends earlier positions of its own segment only. 0 is padding.
-      implementation: a backend by name, or "auto".
+      implementation: a backend by the name that `backends.resolve` gives. A kernel ("splash", "cudnn", "triton") runs
+        on each device of the mesh in context for its own rows and heads.
 
     Returns:
-      [B, S, H, E] in q's dtype; softmax in float32, scores scaled by 1/sqrt(E).
+      [B, S, H, E] in q's dtype; softmax in float32, scores scaled by 1/sqrt(E). Rows of padding hold finite values.
     """
-    return _IMPLEMENTATIONS["xla" if implementation == "auto" else implementation](
-        q_BSHE, k_BSKE, v_BSKE, segment_ids_BS
-    )
+    if implementation == "xla":
+        return _xla(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
+    kernel = import_module(f"medtune_jax.model.kernels.{implementation}")  # only where it is used: imports are slow
+    return over_mesh(kernel.attend, q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
 
 
 def cached_attention(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, positions_BS: jax.Array) -> jax.Array:
@@ -87,6 +93,3 @@ def _attend(q_BSHE: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array, visible_BST
     o_BKsE = jnp.einsum("BKsT,BKTE->BKsE", weights_BKsT, v_BKTE, preferred_element_type=jnp.float32)
     o_BKGSE = (o_BKsE / totals_BKs1).reshape(batch, kv_heads, groups, queries, width)
     return o_BKGSE.transpose(0, 3, 1, 2, 4).reshape(q_BSHE.shape).astype(q_BSHE.dtype)
-
-
-_IMPLEMENTATIONS = {"xla": _xla}

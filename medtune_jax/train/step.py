@@ -16,6 +16,7 @@ import optax
 from jax.sharding import Mesh
 
 from medtune_jax.config import Config
+from medtune_jax.model import backends
 from medtune_jax.model.llama import LlamaConfig, Params, forward, head
 from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, replicated
 from medtune_jax.train.guard import choose, judge
@@ -115,11 +116,31 @@ def make_eval_step(config: Config, model: LlamaConfig, mesh: Mesh) -> jax.stages
     return jax.jit(eval_step, in_shardings=(*places, batch_sharding(mesh)), out_shardings=replicated(mesh))
 
 
+def attention_backend(config: Config, model: LlamaConfig, mesh: Mesh, documents: int | None = None) -> backends.Backend:
+    """Returns the attention backend of a run on `mesh`, which need not be attached, and why it is that one.
+
+    Args:
+      documents: the most documents that any sequence of the run holds, where that is known.
+
+    Raises:
+      UserError: the backend that the configuration names cannot run there.
+    """
+    return backends.choose(
+        config.model.attention,
+        mesh,
+        sequence=config.data.max_length,
+        head_dim=model.head_dim,
+        dtype=PRECISIONS[config.train.precision].compute_dtype,
+        documents=documents,
+    )
+
+
 def _make_sums(
     config: Config, model: LlamaConfig, mesh: Mesh
 ) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
     """Returns (trainable, frozen, batch) -> (weighted, plain) sums of the loss over the batch."""
     ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    backend = attention_backend(config, model, mesh)
 
     def sums(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         weights = assemble(config, params, frozen, batch.get("dropout_keys"))
@@ -128,7 +149,7 @@ def _make_sums(
             tokens_BS=batch["tokens"],
             positions_BS=batch["positions"],
             segment_ids_BS=batch["segment_ids"],
-            attention=config.model.attention,
+            attention=backend.name,
             remat=config.model.remat,
             compute_dtype=PRECISIONS[config.train.precision].compute_dtype,
             **weights,

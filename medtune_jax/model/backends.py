@@ -1,0 +1,135 @@
+"""Which attention backend runs where, and why: decided once, from the devices of the mesh, before anything is traced.
+
+| backend | runs on | what it is |
+| --- | --- | --- |
+| xla | everything | blocks of queries in plain operations (model/attention.py) |
+| splash | TPU | jax's splash attention |
+| cudnn | NVIDIA, Hopper or later, 16 bit | cuDNN's flash attention, packed layout |
+| triton | NVIDIA, Ampere or later, 16 bit | jax's Pallas flash attention |
+
+"auto" takes splash on TPU; cudnn, else triton on GPU; xla where none of them can run. The order of cudnn and triton is
+our assumption; scripts/bench/gpu.sh times each by name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medtune_jax.errors import UserError, did_you_mean
+
+_PREFERRED = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cpu": ()}
+_KERNELS = ("splash", "cudnn", "triton")
+_DEVICES = {"tpu": "TPUs", "gpu": "GPUs", "cpu": "CPUs"}
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A backend that can run, by the name that `attention` takes, and why it was taken."""
+
+    name: str
+    reason: str
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
+@dataclass(frozen=True)
+class Site:
+    """What decides which backends can run.
+
+    Attributes:
+      platform: "cpu", "gpu" or "tpu"; capability: CUDA compute capability (9, 0), None where there is none.
+      sequence, head_dim: sizes; dtype: of queries, keys and values.
+      documents: the most documents that any sequence holds, None where it is not known.
+      cudnn: why cuDNN's packed attention cannot be called in this process, None where it can.
+    """
+
+    platform: str
+    capability: tuple[int, int] | None
+    sequence: int
+    head_dim: int
+    dtype: Any
+    documents: int | None = None
+    cudnn: str | None = None
+
+
+def choose(
+    implementation: str, mesh: Mesh, *, sequence: int, head_dim: int, dtype: Any, documents: int | None = None
+) -> Backend:
+    """Returns the backend for the devices of `mesh`, which need not be attached; see `resolve`."""
+    device = mesh.devices.flat[0]
+    gpu = device.platform == "gpu"
+    capability = _capability(device) if gpu else None
+    why_no_cudnn = None
+    if capability is not None:
+        from medtune_jax.model.kernels import cudnn
+
+        why_no_cudnn = cudnn.why_not()
+    return resolve(
+        implementation,
+        Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, why_no_cudnn),
+    )
+
+
+def resolve(implementation: str, site: Site) -> Backend:
+    """Returns the backend that `implementation` ("auto", or a backend by name) stands for at `site`.
+
+    Raises:
+      UserError: a backend that was named cannot run there; says why and what to choose.
+    """
+    if implementation == "auto":
+        refused = {}
+        for name in _PREFERRED.get(site.platform, ()):
+            why = _why_not(name, site)
+            if why is None:
+                fallen = "".join(f"; not {other}: {reason}" for other, reason in refused.items())
+                return Backend(name, f"on {_DEVICES[site.platform]}{fallen}")
+            refused[name] = why
+        fallen = "".join(f"; not {other}: {reason}" for other, reason in refused.items())
+        return Backend("xla", f"on {_DEVICES.get(site.platform, site.platform)}{fallen}")
+    if implementation == "xla":
+        return Backend("xla", "as configured")
+    if implementation not in _KERNELS:
+        raise UserError(
+            f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', 'xla', *_KERNELS))}"
+        )
+    why = _why_not(implementation, site)
+    if why is not None:
+        instead = resolve("auto", site).name
+        raise UserError(f"model.attention={implementation} cannot run: {why}. Choose {instead}, or auto.")
+    return Backend(implementation, "as configured")
+
+
+def _why_not(name: str, site: Site) -> str | None:
+    """Returns why a kernel cannot run at `site`, None if it can."""
+    if name == "splash":
+        return None if site.platform == "tpu" else "it is a TPU kernel"
+    if site.platform != "gpu" or site.capability is None:
+        return "it is a kernel for NVIDIA GPUs"
+    least = {"cudnn": (9, 0), "triton": (8, 0)}[name]
+    if site.capability < least:
+        return "compute capability {}.{} is below {}.{}".format(*site.capability, *least)
+    if site.dtype not in (jnp.bfloat16, jnp.float16):
+        return f"it computes in 16 bit, not in {site.dtype}"
+    if site.head_dim > 128 or site.head_dim % 8 or site.head_dim < 16:
+        return f"heads of width {site.head_dim} are not a multiple of 8 from 16 to 128"
+    if name == "triton":
+        return None
+    if site.cudnn is not None:
+        return site.cudnn
+    from medtune_jax.model.kernels.cudnn import most_documents
+
+    most = most_documents(site.sequence)
+    if site.documents is not None and site.documents > most:
+        return f"a sequence of {site.sequence} positions holds up to {site.documents} documents, and it takes {most}"
+    return None
+
+
+def _capability(device: Any) -> tuple[int, int] | None:
+    """Returns an NVIDIA GPU's compute capability; None for another maker's."""
+    major, _, minor = str(getattr(device, "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
