@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from medtune_jax.config import LoraConfig
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.model.attention import attention as attend_segments
 from medtune_jax.model.attention import cached_attention
@@ -28,6 +29,8 @@ from medtune_jax.model.llama import (
     rms_norm,
     rope_angles,
 )
+from medtune_jax.model.lora import LoraAdapter, scale
+from medtune_jax.model.quantize import QuantizedKernel, dequantize
 from medtune_jax.sharding import constrain
 
 Rope = tuple[jax.Array, jax.Array]
@@ -59,27 +62,58 @@ class Cache(NamedTuple):
         return int(self.k[0].shape[2])
 
 
-def decoding_weights(params: Params, config: LlamaConfig, dtype: Any, mesh: Mesh | None) -> Weights:
-    """Returns `params` cast to `dtype` and unstacked; under a mesh split over `tensor` only.
+def decoding_weights(
+    params: Params, config: LlamaConfig, dtype: Any, mesh: Mesh | None, adapter: LoraAdapter | None = None
+) -> Weights:
+    """Returns `params`, with the adapter merged into them, cast to `dtype` and unstacked; `params` stay as they are.
 
-    (FSDP's split would gather every weight again for every token.)
+    Under a mesh they are split over its `tensor` only (FSDP's split would gather every weight again for every token).
+    They may come from another mesh over the same devices: they are cast where they lie, then moved.
     """
-
-    def unstack(params: Params) -> Weights:
-        params = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        layers = tuple(jax.tree.map(lambda leaf, i=i: leaf[i], params["layers"]) for i in range(config.num_layers))
-        return Weights(params["embed_tokens"]["embedding"], layers, params["norm"]["scale"], head(params, config))
-
+    lora = None if adapter is None else adapter.lora
+    weights = _unstack(params, None if adapter is None else adapter.params, config=config, dtype=dtype, lora=lora)
     if mesh is None:
-        return jax.jit(unstack)(params)
+        return weights
 
-    def tensor_only(sharding: NamedSharding) -> NamedSharding:
-        parts = ["tensor" if part and "tensor" in part else None for part in sharding.spec]
+    def tensor_only(sharding: NamedSharding, first: int) -> NamedSharding:
+        parts = ["tensor" if part and "tensor" in part else None for part in sharding.spec[first:]]
         return NamedSharding(mesh, PartitionSpec(*parts))
 
-    placed = jax.device_put(params, jax.tree.map(tensor_only, param_shardings(config, mesh)))
-    with jax.set_mesh(mesh):
-        return jax.jit(unstack)(placed)
+    places = param_shardings(config, mesh)
+    layer_places = jax.tree.map(lambda place: tensor_only(place, 1), places["layers"])
+    vocab = tensor_only(places["embed_tokens"]["embedding"], 0)
+    norm = tensor_only(places["norm"]["scale"], 0)
+    to = Weights(
+        vocab, (layer_places,) * config.num_layers, norm, NamedSharding(mesh, PartitionSpec(*vocab.spec[::-1]))
+    )
+    return jax.device_put(weights, to)
+
+
+@partial(jax.jit, static_argnames=("config", "dtype", "lora"))
+def _unstack(
+    params: Params, adapter: Params | None, *, config: LlamaConfig, dtype: Any, lora: LoraConfig | None
+) -> Weights:
+    """Merges layer by layer in float32, so that no second copy of the stack is ever whole."""
+
+    def projection(name: str, number: int, kernel_Lio: Any) -> jax.Array:
+        kernel_io = jax.tree.map(lambda leaf: leaf[number], kernel_Lio)
+        if isinstance(kernel_io, QuantizedKernel):
+            kernel_io = dequantize(kernel_io, jnp.float32)
+        if adapter is not None and lora is not None and name in adapter["layers"]:
+            part = adapter["layers"][name]
+            update_io = jnp.matmul(part["a"][number], part["b"][number], precision="highest")
+            kernel_io = kernel_io.astype(jnp.float32) + scale(lora) * update_io
+        return kernel_io.astype(dtype)
+
+    def one(number: int) -> Params:
+        return {
+            name: {key: projection(name, number, leaf) for key, leaf in group.items()}
+            for name, group in params["layers"].items()
+        }
+
+    layers = tuple(one(number) for number in range(config.num_layers))
+    embedding, norm = params["embed_tokens"]["embedding"], params["norm"]["scale"]
+    return Weights(embedding.astype(dtype), layers, norm.astype(dtype), head(params, config).astype(dtype))
 
 
 @partial(jax.jit, static_argnames=("config", "batch", "length", "dtype"))

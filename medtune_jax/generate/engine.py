@@ -29,6 +29,7 @@ from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.slots import Slots, round_up
 from medtune_jax.generate.template import NOT_FINITE, Row, TemplateRequest
 from medtune_jax.model.llama import LlamaConfig, Params
+from medtune_jax.model.lora import LoraAdapter
 from medtune_jax.sharding import BATCH_AXES
 
 __all__ = ["Engine", "Generation", "TemplateRequest"]
@@ -83,6 +84,7 @@ class Engine:
 
     Args:
       params: the tree of model/llama.py; cast and placed once, the engine keeps its own copy.
+      adapter: merged into that copy.
       mesh: weights and key-value heads are split over `tensor`, slots over the batch axes; None = one device.
       dtype: of weights, activations and cache; float32 is computed with matmul precision "highest".
     """
@@ -95,12 +97,13 @@ class Engine:
         *,
         mesh: Mesh | None = None,
         dtype: Any = "float32",
+        adapter: LoraAdapter | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
         self.mesh = mesh
         self.dtype = jnp.dtype(dtype)
-        self._weights = decode.decoding_weights(params, config, self.dtype, mesh)
+        self._weights = decode.decoding_weights(params, config, self.dtype, mesh, adapter)
         self._ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
     def generate(
