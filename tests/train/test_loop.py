@@ -1,8 +1,6 @@
 """A whole run through the command: what it prints, returns and leaves behind."""
 
-import io
 import json
-import logging
 from pathlib import Path
 
 import jax
@@ -19,7 +17,6 @@ from medtune_jax.data.encode import encode_rows
 from medtune_jax.data.prompts import get_template
 from medtune_jax.model.llama import forward, logits
 from medtune_jax.train.load import load_model
-from medtune_jax.train.metrics import MetricsLog, Progress, plot, read_lines
 
 
 @pytest.fixture(scope="module")
@@ -119,61 +116,3 @@ def test_steps_and_tokens_are_announced(model_folder, data_folder, tmp_path, cap
     assert "37,280 parameters on fsdp=8, float32. 3 steps of 8 x 160 positions (87.2% filled" in told
     assert "1.50 epochs of 2,233 tokens, 2 steps in the first." in told
     assert "step 3/3  loss" in told and " non-padding, " in told and "ETA 0:00:00" in told
-
-
-def test_progress_overwrites_its_line_on_a_terminal_only(monkeypatch):
-    class Screen(io.StringIO):
-        def __init__(self, live: bool):
-            super().__init__()
-            self.live = live
-
-        def isatty(self) -> bool:
-            return self.live
-
-    line = {"step": 2, "loss": 1.5, "seconds_left": 3725.0}
-    line |= {f"{kind}tokens_per_second": 1234.0 for kind in ("padded_", "", "loss_")}
-    for live in (True, False):
-        screen = Screen(live)
-        monkeypatch.setattr("sys.stderr", screen)
-        progress = Progress(0, 4)
-        progress.show(line)
-        text = screen.getvalue()
-        assert text.startswith("\r") == live and text.endswith("\n") != live
-        assert "step 2/4  loss 1.5000" in text and "1,234 padded" in text and text.strip().endswith("ETA 1:02:05")
-
-
-def test_rates_count_only_the_time_between_resume_and_pause(monkeypatch):
-    now = 100.0
-    monkeypatch.setattr("time.perf_counter", lambda: now)
-    progress = Progress(0, 10)
-    progress.resume()
-    progress.count((80, 60, 20))
-    now += 2
-    progress.pause()
-    now += 50  # evaluation
-    progress.resume()
-    progress.count((80, 60, 20))
-    now += 2
-    rates = progress.rates(2)
-    assert (rates["padded_tokens_per_second"], rates["tokens_per_second"]) == (40.0, 30.0)
-    assert rates["seconds_left"] == 8 * 2.0
-    progress.pause()
-    assert progress.totals()["loss_tokens_per_second"] == 10.0
-
-
-def test_reopening_the_log_never_leaves_it_shorter_than_it_must_be(tmp_path):
-    with MetricsLog(tmp_path, step=0, tensorboard=False) as log:
-        for step in (1, 2, 3):
-            log.write({"step": step, "loss": float(step)})
-    with (tmp_path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 4')
-    with MetricsLog(tmp_path, step=2, tensorboard=False) as log:
-        assert [line["step"] for line in log.lines] == [1, 2]
-        assert log.last("loss") == 2.0 and log.last("eval_loss") is None
-    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl")] == [1, 2]
-
-
-def test_a_plot_needs_no_lines(tmp_path, caplog):
-    with caplog.at_level(logging.WARNING):
-        plot([], tmp_path / "loss.png")
-    assert (tmp_path / "loss.png").stat().st_size > 0 and not caplog.text
