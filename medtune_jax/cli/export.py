@@ -3,6 +3,9 @@
 The directory is read back and every tensor compared bit for bit with the model before the verb says that it is done.
 float32 is what training holds, and loses nothing; bfloat16 is half the size, rounded.
 
+Of a LoRA run, the directory holds the base weights with the adapters merged in (of a quantised base the dequantised
+weights, which the adapters were trained with); --adapter writes the adapters alone, as PEFT's folder.
+
 A model card names the licences of the base checkpoint and of all data. Where text under a data use agreement is among
 it, the folder is its owner's only, and --push needs --i_may_release.
 """
@@ -11,13 +14,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
 from medtune_jax.errors import UserError
 
-SUMMARY = "write a run as a Hugging Face directory and verify it by reading it back"
+if TYPE_CHECKING:
+    from medtune_jax.convert.origin import Origin
+
+SUMMARY = "write a run as a Hugging Face directory or PEFT adapter, verified by reading it back"
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
@@ -30,6 +36,10 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         flag_values=flags,
     )
     absl_flags.DEFINE_string("out", None, "Folder to write; absent or empty.", required=True, flag_values=flags)
+    absl_flags.DEFINE_bool("adapter", False, "Of a LoRA run: the adapters alone, for PEFT.", flag_values=flags)
+    absl_flags.DEFINE_bool(
+        "merge", False, "Of a LoRA run: the adapters merged into the base, which is the default.", flag_values=flags
+    )
     absl_flags.DEFINE_string(
         "base_licence", None, "Licence of the base checkpoint, where its card does not say it.", flag_values=flags
     )
@@ -48,13 +58,14 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
     from medtune_jax.convert.folder import check_target
-    from medtune_jax.convert.hf_export import export_params, verify_export
     from medtune_jax.convert.origin import read_origin
     from medtune_jax.convert.push import check_release, push
-    from medtune_jax.model.llama import num_params
     from medtune_jax.tasks.source import is_unknown_licence
-    from medtune_jax.train.load import load_model
 
+    if flags.adapter and flags.merge:
+        raise UserError("--adapter and --merge are two exports: give one of them, with its own --out.")
+    if flags.adapter and flags["dtype"].value != flags["dtype"].default:
+        raise UserError("--dtype has no effect on an adapter, which is stored as float32: leave it out.")
     out = Path(flags.out)
     origin = read_origin(Path(flags.run))
     if flags.base_licence:
@@ -64,7 +75,28 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     check_target(out)  # before minutes are spent on loading
     if flags.push:
         check_release(origin, flags.push, flags.i_may_release)
+    written = (_export_adapter if flags.adapter else _export_weights)(flags, out, origin)
+    files = sorted(path for path in out.iterdir())
+    return {
+        "run": flags.run,
+        "out": flags.out,
+        **written,
+        "licence": origin.licence,
+        "credentialed": origin.credentialed,
+        "pushed": push(out, flags.push) if flags.push else None,
+        "bytes": sum(path.stat().st_size for path in files),
+        "files": [path.name for path in files],
+    }
+
+
+def _export_weights(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> dict[str, Any]:
+    from medtune_jax.convert.hf_export import export_params, verify_export
+    from medtune_jax.model.llama import num_params
+    from medtune_jax.train.load import load_model
+
     model = load_model(flags.run, dtype=flags.dtype)
+    if flags.merge and model.lora is None:
+        raise UserError(f"{flags.run} holds whole weights: there is nothing to merge. Leave --merge out.")
     export_params(
         model.params,
         model.config,
@@ -74,28 +106,48 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         template=model.template,
         origin=origin,
     )
-    tensors = verify_export(model.params, model.config, out, tokenizer=model.tokenizer)
-    files = sorted(path for path in out.iterdir())
     return {
-        "run": flags.run,
-        "out": flags.out,
+        "kind": "weights" if model.lora is None else "merged weights",
         "dtype": flags.dtype,
         "template": model.template,
-        "licence": origin.licence,
-        "credentialed": origin.credentialed,
-        "pushed": push(out, flags.push) if flags.push else None,
         "parameters": num_params(model.config),
-        "tensors_verified": tensors,
-        "bytes": sum(path.stat().st_size for path in files),
-        "files": [path.name for path in files],
+        "tensors_verified": verify_export(model.params, model.config, out, tokenizer=model.tokenizer),
+    }
+
+
+def _export_adapter(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> dict[str, Any]:
+    import jax
+
+    from medtune_jax.convert.peft_adapter import export_adapter, verify_adapter
+    from medtune_jax.train.load import load_adapter
+
+    run = load_adapter(flags.run)
+    export_adapter(
+        run.params,
+        run.lora,
+        run.config,
+        out,
+        base=str(run.base),
+        tokenizer=run.tokenizer,
+        template=run.template,
+        origin=origin,
+    )
+    return {
+        "kind": "adapter",
+        "dtype": "float32",
+        "base": str(run.base),
+        "template": run.template,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
+        "tensors_verified": verify_adapter(run.params, run.lora, run.config, out),
     }
 
 
 def human(result: dict[str, Any]) -> str:
     """Returns what is printed: what was written, and that it was read back."""
+    of = f" for {result['base']}" if "base" in result else ""
     return (
-        f"{result['run']} -> {result['out']}: {result['parameters']:,} parameters in {result['dtype']}, "
-        f"{result['bytes'] / 1e6:,.1f} MB, template {result['template'] or 'unknown'}\n"
+        f"{result['run']} -> {result['out']}: {result['kind']}{of}, {result['parameters']:,} parameters in "
+        f"{result['dtype']}, {result['bytes'] / 1e6:,.1f} MB, template {result['template'] or 'unknown'}\n"
         f"read back: {result['tensors_verified']} tensors equal bit for bit\n"
         f"files: {', '.join(result['files'])}\n"
         f"licence: {result['licence']}" + (f"\npushed: {result['pushed']}" if result["pushed"] else "")

@@ -33,6 +33,7 @@ class LoadedModel:
       config, tokenizer: its own.
       template: the template that it was tuned with; None where its folder names none, or by force_template.
       sha256: identity of the weights; for a run, of what it was made from, its step and its checksums.
+      lora: settings of the adapters that were merged into params; None where there were none.
     """
 
     params: Params
@@ -40,6 +41,7 @@ class LoadedModel:
     tokenizer: Tokenizer
     template: str | None
     sha256: str
+    lora: LoraConfig | None = None
 
 
 def load_model(
@@ -54,7 +56,7 @@ def load_model(
 
     The adapters of a LoRA run are merged into its base, which is read from the run's model.path: W + scale a b in
     float32, then rounded to `dtype`. Where the base was quantised, W are the dequantised weights, which are those that
-    the adapters were trained with (as PEFT merges, and not rounded again).
+    the adapters were trained with (PEFT merges so too, and then quantises the sum again; here it is not).
 
     max_positions replaces the checkpoint's own where given; raising it is warned of. force_template: where this version
     does not have the model's template as it was, give None for it and no error.
@@ -165,14 +167,15 @@ def _load_run(
 ) -> LoadedModel:
     found = _read_run(folder, dtype, mesh, max_positions)
     template = _template(folder, found.meta, force=force_template)
-    params = found.trained
+    params, lora = found.trained, None
     if found.lora.rank:
+        lora = found.lora
         base = _base_folder(folder, found.meta)
         _check_base(folder, base, found.meta["identity"]["base_weights"])
         quantize = None if found.lora.base == "compute" else found.lora.base
         weights = load_params(base, found.config, dtype, mesh, quantize=quantize)
         params = merge(weights, found.trained, found.lora, dtype)
-    return LoadedModel(params, found.config, found.tokenizer, template, found.sha256)
+    return LoadedModel(params, found.config, found.tokenizer, template, found.sha256, lora)
 
 
 def _base_folder(folder: Path, meta: dict[str, Any]) -> Path:
