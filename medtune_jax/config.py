@@ -14,6 +14,9 @@ from medtune_jax.errors import UserError, did_you_mean
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
+REPORTED = ("test", "test2", "test3")  # splits whose scores are reported: nothing may be chosen by them
+
+
 def math(default: Any) -> Any:
     """A field that decides the numbers."""
     return field(default=default, metadata={"kind": "math"})
@@ -189,8 +192,26 @@ class Config:
         if self.data.max_length < 2:
             raise UserError(f"data.max_length is {self.data.max_length}; a sequence needs at least 2 positions.")
         self._check_ranges()
+        self._check_best()
         self.model.lora.check()
         return self
+
+    def _check_best(self) -> None:
+        best, evaluation = self.checkpoint.best, self.evaluation
+        if not best:
+            return
+        needs = "every_steps" if best == "eval_loss" else "samples_every_steps"
+        if not getattr(evaluation, needs):
+            raise UserError(
+                f"checkpoint.best={best} is measured every evaluation.{needs}, which is 0, never: set "
+                f"--config.evaluation.{needs}."
+            )
+        if not evaluation.holdout and evaluation.split in REPORTED:
+            raise UserError(
+                f"checkpoint.best={best} would choose the parameters by evaluation.split={evaluation.split}, a split "
+                "whose scores are reported: a score by which its model was chosen says nothing of other text. Choose "
+                "by --config.evaluation.split=validation, or by training rows held out: --config.evaluation.holdout=N."
+            )
 
     def _check_ranges(self) -> None:
         optimizer, inf = self.optimizer, float("inf")
@@ -226,7 +247,7 @@ class Config:
             (
                 "evaluation.holdout",
                 self.evaluation.holdout,
-                0 <= self.evaluation.holdout < 1 or self.evaluation.holdout.is_integer(),
+                (holdout := self.evaluation.holdout) >= 0 and (holdout < 1 or holdout.is_integer()),
                 "a number of rows, or a share in [0, 1)",
             ),
             (

@@ -7,6 +7,7 @@ stand at any positions. Dimensions as in model/llama.py; here B are slots, T cac
 
 from __future__ import annotations
 
+import math
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -60,6 +61,17 @@ class Cache(NamedTuple):
     @property
     def length(self) -> int:
         return int(self.k[0].shape[2])
+
+
+def decoding_mesh(mesh: Mesh, config: LlamaConfig) -> Mesh:
+    """Returns a mesh to decode on over the devices of another, in their order.
+
+    As much `tensor` as the model's heads and widths divide by and a slice holds; the rest is `data`.
+    """
+    slices = mesh.shape["dcn_data"]
+    within = mesh.size // slices
+    tensor = math.gcd(within, config.num_heads, config.num_kv_heads, config.intermediate_size, config.padded_vocab)
+    return Mesh(mesh.devices.reshape(slices, within // tensor, 1, tensor), mesh.axis_names, axis_types=mesh.axis_types)
 
 
 def decoding_weights(
@@ -212,7 +224,7 @@ def decode_steps(
     chosen_BN = jnp.full((batch, steps), -1, jnp.int32)
     start = (jnp.int32(0), token_B, count_B >= limit_B, chosen_BN, cache)
     _, _, _, chosen_BN, cache = jax.lax.while_loop(unfinished, advance, start)
-    return cache, chosen_BN
+    return cache, constrain(chosen_BN, None, None)  # whole on every process: each reads it
 
 
 def draft_logits(
@@ -305,8 +317,10 @@ def _chosen_logits(
     hidden_BMD = rms_norm(x_BMD, weights.norm, config.rms_norm_eps)
     if normalised:
         logits_BMV = jnp.matmul(hidden_BMD, weights.head, preferred_element_type=jnp.float32)
-        return jax.nn.log_softmax(mask_padding(logits_BMV, config), axis=-1)[:, :, columns_U]
-    return jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
+        logits_BMU = jax.nn.log_softmax(mask_padding(logits_BMV, config), axis=-1)[:, :, columns_U]
+    else:
+        logits_BMU = jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
+    return constrain(logits_BMU, None, None, None)  # whole on every process: each reads it
 
 
 def _through(weights: Weights, x_BND: jax.Array, cache: Cache, run: Any) -> tuple[jax.Array, Cache]:

@@ -22,8 +22,9 @@ from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
-from medtune_jax.tasks.rows import MissingSplit, Row, read_rows, rows_of
+from medtune_jax.tasks.rows import Row, read_rows
 from medtune_jax.train.checkpoints import Identity
+from medtune_jax.train.held_out import HeldOut, hold_out
 
 _log = logging.getLogger(__name__)
 
@@ -34,16 +35,21 @@ class Inputs:
 
     Attributes:
       source: the Hugging Face directory that gave config, tokenizer and (on a first start) weights.
-      data: the batches of the run; evaluation: the held-out batches, empty where there are none.
-      row_ids: the ids of the training rows as read; origin: what the tuned model is made from.
+      data: the batches of the run.
+      row_numbers, row_ids: what the rows that `data` counts are called: index among the training rows as read, and id.
+      held_out: the rows that are not trained on; evaluation: their batches, empty where the loss is not asked for.
+      origin: what the tuned model is made from.
     """
 
     source: Path
     model: LlamaConfig
     tokenizer: Tokenizer
+    template: Template
     data: TrainData
-    evaluation: list[Batch]
+    row_numbers: tuple[int, ...]
     row_ids: tuple[str, ...]
+    held_out: HeldOut
+    evaluation: list[Batch]
     identity: Identity
     origin: Origin
 
@@ -56,7 +62,9 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
     tokenizer = load_tokenizer(source)
     check_vocab(tokenizer, model.vocab_size)
     template = get_template(config.data.template)
-    rows = read_rows(config.data.path, split="train", sources=config.data.sources)
+    read = read_rows(config.data.path, split="train", sources=config.data.sources)
+    numbers, held_out = hold_out(config, read)
+    rows = [read[number] for number in numbers]
     data = TrainData(
         _encode(config, tokenizer, template, rows, "train"),
         max_length=config.data.max_length,
@@ -80,7 +88,7 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
         data=data.sha256,
         model=config_to_hf(model),
     )
-    evaluation = _evaluation(config, tokenizer, template)
+    evaluation = _evaluation(config, tokenizer, template, held_out)
     origin = tuned(read_origin(source), rows)
     if origin.credentialed:
         _log.warning(
@@ -88,7 +96,19 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
             "export of it is not pushed without --i_may_release.",
             ", ".join(origin.credentialed),
         )
-    return Inputs(source, model, tokenizer, data, evaluation, tuple(row.id for row in rows), identity, origin)
+    return Inputs(
+        source=source,
+        model=model,
+        tokenizer=tokenizer,
+        template=template,
+        data=data,
+        row_numbers=tuple(numbers),
+        row_ids=tuple(row.id for row in rows),
+        held_out=held_out,
+        evaluation=evaluation,
+        identity=identity,
+        origin=origin,
+    )
 
 
 def _check_batch(config: Config, mesh: Mesh) -> None:
@@ -112,25 +132,15 @@ def _model_config(config: Config, source: Path) -> LlamaConfig:
     return found
 
 
-def _evaluation(config: Config, tokenizer: Tokenizer, template: Template) -> list[Batch]:
-    """Returns the held-out batches; none, with a warning, where the data has no such split."""
-    split, path, sources = config.evaluation.split, Path(config.data.path), config.data.sources
-    if not config.evaluation.every_steps:
+def _evaluation(config: Config, tokenizer: Tokenizer, template: Template, held_out: HeldOut) -> list[Batch]:
+    """Returns the batches of evaluation.max_rows held-out rows, the same ones in every run."""
+    if not config.evaluation.every_steps or not held_out.rows:
         return []
-    if path.is_file():
-        _log.warning("No evaluation during training: %s is one file, without a split '%s'.", path, split)
-        return []
-    try:
-        rows = rows_of(read_rows(config.data.path, split), sources)
-    except MissingSplit as error:
-        _log.warning("No evaluation during training: %s", error)
-        return []
-    if not rows:
-        _log.warning("No evaluation during training: no %s rows of %s.", split, ", ".join(sources))
-        return []
-    rows = [rows[i] for i in sorted(order(len(rows), seed=0, epoch=0)[: config.evaluation.max_rows])]
+    drawn = order(len(held_out.rows), seed=0, epoch=0)[: config.evaluation.max_rows]
+    rows = [held_out.rows[i] for i in sorted(drawn)]
     micro = config.train.batch_size // config.train.accumulation
-    return evaluation_batches(_encode(config, tokenizer, template, rows, split), config.data.max_length, micro)
+    encoded = _encode(config, tokenizer, template, rows, held_out.split)
+    return evaluation_batches(encoded, config.data.max_length, micro)
 
 
 def _encode(config: Config, tokenizer: Tokenizer, template: Template, rows: list[Row], split: str) -> EncodedRows:

@@ -117,8 +117,8 @@ class Recorder:
             self._progress.show(line)
 
     def _not_finite(self, done: int, values: Line) -> str:
-        rows, ids = self._inputs.data.rows_in(done - 1), self._inputs.row_ids
-        named = [f"{row} ({ids[row]})" if ids[row] else str(row) for row in rows[:_ROWS_NAMED]]
+        rows, numbers, ids = self._inputs.data.rows_in(done - 1), self._inputs.row_numbers, self._inputs.row_ids
+        named = [f"{numbers[row]} ({ids[row]})" if ids[row] else str(numbers[row]) for row in rows[:_ROWS_NAMED]]
         more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
         saved = self._saved()
         kept = f"Checkpoint {saved[-1]} was saved before it." if saved else "No checkpoint was saved before it."
