@@ -34,6 +34,7 @@ class TrainData:
     Attributes:
       total_steps: batches of the run.
       budget: M, the most loss targets that any sequence of the plan holds, rounded up to a multiple of 64, at most S.
+      documents: the most that any sequence of the plan holds.
       tokens_in_epoch: of all rows, padding not counted.
       filled: share of the positions of all planned epochs that hold a token.
       sha256: identity of the rows and of the plan (max_length, batch_size, packing, seed). How long the run is does not
@@ -65,10 +66,11 @@ class TrainData:
         self._cached: dict[int, list[Pack]] = {}
 
         ends: list[int] = []  # steps planned up to and including each epoch
-        most = 0
+        most = self.documents = 0
         while not ends or (len(ends) < epochs if epochs is not None else ends[-1] < (steps or 0)):
             packs = self._packs(len(ends))
             most = max(most, _most_loss_tokens(self._loss_tokens, packs))
+            self.documents = max(self.documents, max(map(len, packs)))
             ends.append((ends[-1] if ends else 0) + math.ceil(len(packs) / batch_size))
         self._ends = np.asarray(ends, np.int64)
         unused = 0.0 if epochs is None else len(ends) - epochs  # the part of the last epoch beyond the run, in [0, 1)

@@ -15,7 +15,7 @@ import resource
 import sys
 import time
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import jax
@@ -24,8 +24,10 @@ from jax.sharding import Mesh
 from medtune_jax.compilation_cache import use_compilation_cache
 from medtune_jax.config import Config
 from medtune_jax.errors import Interrupted
+from medtune_jax.model.backends import Backend
 from medtune_jax.model.llama import num_params
 from medtune_jax.sharding import make_mesh
+from medtune_jax.train.bad_step import bad_step_policy
 from medtune_jax.train.boards import check_boards, open_boards
 from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.feed import prefetched, put
@@ -39,7 +41,7 @@ from medtune_jax.train.progress import Progress, spent_before
 from medtune_jax.train.run_folder import write_run_folder
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
-from medtune_jax.train.step import abstract_batch, make_train_step
+from medtune_jax.train.step import abstract_batch, attention_backend, make_train_step
 from medtune_jax.train.storage import one_writer, storage_errors_named
 from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.trainable import init_trainable, load_frozen
@@ -102,6 +104,8 @@ def train(config: Config, workdir: str | Path) -> Result:
         inputs = read_inputs(config, mesh)
         held.enter_context(one_writer(workdir))
         data, total = inputs.data, inputs.data.total_steps
+        backend = _attention_backend(config, inputs, mesh)
+        running = replace(config, model=replace(config.model, attention=backend.name))
         optimizer = make_optimizer(config.optimizer, total)
         frozen = load_frozen(config, inputs.model, inputs.source, mesh)
         state = checkpoints.restore(abstract_state(config, inputs.model, optimizer, mesh), config, inputs.identity)
@@ -113,7 +117,7 @@ def train(config: Config, workdir: str | Path) -> Result:
         write_run_folder(workdir, config, inputs)
         spent = spent_before(read_lines(workdir / "metrics.jsonl"), first)
         progress = Progress(first, total, work=_work(config, inputs, mesh), began=began, before=spent)
-        progress.say(_introduction(config, inputs, mesh, first))
+        progress.say(_introduction(config, inputs, mesh, first, backend))
 
         with (
             MetricsLog(workdir, step=first, boards=open_boards(config, workdir, first)) as log,
@@ -121,11 +125,12 @@ def train(config: Config, workdir: str | Path) -> Result:
             prefetched(lambda step: put(data.batch(step), mesh), range(first, total)) as batches,
             ProfileWindow(config.log, workdir) as profile,
         ):
-            recorder = Recorder(config.log.every_steps, inputs, log, progress, checkpoints.steps)
-            evaluate = make_evaluate(config, inputs, frozen, mesh)
+            bad_step = bad_step_policy(config.train, inputs, checkpoints.steps)
+            recorder = Recorder(config.log.every_steps, inputs, log, progress, bad_step)
+            evaluate = make_evaluate(running, inputs, frozen, mesh)
             if first < total:
                 began_compiling = time.perf_counter()
-                update = make_train_step(config, inputs.model, optimizer, mesh)
+                update = make_train_step(running, inputs.model, optimizer, mesh)
                 compiled = update.lower(state, frozen, abstract_batch(data.batch(first), mesh)).compile()
                 progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
@@ -182,12 +187,17 @@ def _work(config: Config, inputs: Inputs, mesh: Mesh) -> Work:
     return Work(flops, mesh.size, peak_flops(mesh.devices.flat[0].device_kind))
 
 
-def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int) -> str:
+def _attention_backend(config: Config, inputs: Inputs, mesh: Mesh) -> Backend:
+    held_out = [int(batch["segment_ids"].max()) for batch in inputs.evaluation]
+    return attention_backend(config, inputs.model, mesh, documents=max([inputs.data.documents, *held_out]))
+
+
+def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int, backend: Backend) -> str:
     data = inputs.data
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
     return (
-        f"{num_params(inputs.model):,} parameters on {axes}, {config.train.precision}. {data.total_steps:,} steps of "
-        f"{config.train.batch_size} x {config.data.max_length} positions ({data.filled:.1%} filled, up to "
-        f"{data.budget} loss tokens in a sequence): {data.epochs:.2f} epochs of {data.tokens_in_epoch:,} tokens, "
-        f"{data.steps_in_epoch(0):,} steps in the first."
+        f"{num_params(inputs.model):,} parameters on {axes}, {config.train.precision}, attention {backend}. "
+        f"{data.total_steps:,} steps of {config.train.batch_size} x {config.data.max_length} positions "
+        f"({data.filled:.1%} filled, up to {data.budget} loss tokens in a sequence): {data.epochs:.2f} epochs "
+        f"of {data.tokens_in_epoch:,} tokens, {data.steps_in_epoch(0):,} steps in the first."
     ) + (f" Going on after step {first:,}." if first else "")
