@@ -1,5 +1,14 @@
 """Tunes a Hugging Face checkpoint on prepared rows. On a folder that holds a run, goes on where it stopped: without
---config, with the configuration of that run, changed by what overrides say."""
+--config, with the configuration of that run, changed by what overrides say.
+
+On several machines the same command runs on each, with --workdir on storage that all share:
+  SLURM       srun medtune train ...              one task per node, which then has all its GPUs, or one per GPU
+  TPU VM      gcloud compute tpus tpu-vm ssh NAME --worker=all --command='medtune train ...'
+  Kubernetes  an indexed Job or JobSet with a headless service, and `pip install jax[k8s]`; on GKE with TPUs no more
+  Open MPI    mpirun medtune train ...
+  otherwise   medtune train ... --coordinator=HOST:PORT --num_processes=N --process_id=I    (I = 0 runs on HOST)
+SIGTERM to any process stops all after the same step with the state saved. A process that dies ends the others, within
+--process_timeout seconds. Both exit with 75: start all of them again to go on."""
 
 from __future__ import annotations
 
@@ -25,6 +34,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         required=True,
         flag_values=flags,
     )
+    absl_flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first of several processes, any free port.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=flags)
+    absl_flags.DEFINE_integer("process_id", None, "Which of them this one is; 0 is the first.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "process_timeout",
+        60,
+        "Seconds from the death of a process to the end of the others.",
+        lower_bound=6,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "join_timeout", 300, "Seconds in which all processes must have started.", lower_bound=1, flag_values=flags
+    )
 
 
 def base_config(flags: Any) -> Config:
@@ -40,9 +64,19 @@ def base_config(flags: Any) -> Config:
 
 def run(flags: Any, config: Config) -> dict[str, Any]:
     """Returns train/loop.py's Result as a dict, with the run folder."""
+    from medtune_jax.processes import joined
     from medtune_jax.train.loop import train
 
-    return {"workdir": flags.workdir, **dataclasses.asdict(train(config, flags.workdir))}
+    with joined(
+        "medtune train",
+        flags.coordinator,
+        flags.num_processes,
+        flags.process_id,
+        timeout=flags.process_timeout,
+        join_timeout=flags.join_timeout,
+    ):
+        result = train(config, flags.workdir)
+    return {"workdir": flags.workdir, **dataclasses.asdict(result)}
 
 
 def human(result: dict[str, Any]) -> str:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from medtune_jax.config import Config, LogConfig
 from medtune_jax.config_values import to_dict
 from medtune_jax.errors import UserError
+from medtune_jax.processes import is_first
 
 _log = logging.getLogger(__name__)
 
@@ -38,8 +39,10 @@ def check_boards(config: LogConfig) -> None:
 
 
 def open_boards(config: Config, workdir: Path, step: int) -> list[Board]:
-    """Returns the boards that `config` asks for, for a run that has done `step` updates."""
+    """Returns the boards that `config` asks for, for a run that has done `step` updates; the first process has them."""
     boards: list[Board] = []
+    if not is_first():
+        return boards
     if config.log.tensorboard:
         boards.append(TensorBoard(workdir / "tensorboard", step))
     if config.log.wandb:

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import TypeVar
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from medtune_jax.data.loader import Batch
@@ -22,6 +23,22 @@ def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
     """Lays a host batch out over the mesh; each process gives the rows of its own devices."""
     place = batch_sharding(mesh)
     return {name: jax.make_array_from_callback(x.shape, place, x.__getitem__) for name, x in batch.items()}
+
+
+def put_rows(make: Callable[[slice], Batch], size: int, mesh: Mesh) -> dict[str, jax.Array]:
+    """Lays a batch of `size` rows out over the mesh; `make` is asked for the rows of this process's devices only."""
+    place = batch_sharding(mesh)
+    spans = [index[0].indices(size) for index in place.addressable_devices_indices_map((size,)).values()]
+    first, end = min(start for start, _, _ in spans), max(stop for _, stop, _ in spans)
+
+    def laid_out(own: np.ndarray) -> jax.Array:
+        def of_device(index: tuple[slice, ...]) -> np.ndarray:
+            start, stop, _ = index[0].indices(size)
+            return own[start - first : stop - first]
+
+        return jax.make_array_from_callback((size, *own.shape[1:]), place, of_device)
+
+    return {name: laid_out(own) for name, own in make(slice(first, end)).items()}
 
 
 @contextmanager

@@ -1,8 +1,8 @@
 """The training run: what `medtune train` does, from a checkpoint and rows to a tuned model.
 
-Features: sharded, packed training with accumulation; evaluation loss on held-out rows; asynchronous checkpoints; exact
-resumption, also onto another mesh; a stop on SIGTERM that loses nothing; metrics.jsonl, TensorBoard and loss.png; a
-window under the profiler.
+Features: sharded, packed training with accumulation; on held-out rows the loss, and answers that are scored; the best
+parameters kept; asynchronous checkpoints; exact resumption, also onto another mesh; a stop on SIGTERM that loses
+nothing; metrics.jsonl, TensorBoard and loss.png; a window under the profiler.
 
 A batch is a pure function of the step and an update a pure function of (state, batch), so to resume is to restore the
 state and go on at its step. The host never waits for the update it has just dispatched: it reads the metrics of the one
@@ -16,7 +16,9 @@ import sys
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -26,11 +28,13 @@ from medtune_jax.config import Config
 from medtune_jax.errors import Interrupted
 from medtune_jax.model.backends import Backend
 from medtune_jax.model.llama import num_params
+from medtune_jax.processes import ending_together
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.bad_step import bad_step_policy
+from medtune_jax.train.best import Best
 from medtune_jax.train.boards import check_boards, open_boards
 from medtune_jax.train.checkpoints import Checkpoints
-from medtune_jax.train.feed import prefetched, put
+from medtune_jax.train.feed import prefetched, put_rows
 from medtune_jax.train.held_out_loss import make_evaluate
 from medtune_jax.train.inputs import Inputs, read_inputs
 from medtune_jax.train.metrics import MetricsLog, Recorder, due, read_lines
@@ -39,6 +43,7 @@ from medtune_jax.train.plot import plot
 from medtune_jax.train.profiling import ProfileWindow
 from medtune_jax.train.progress import Progress, spent_before
 from medtune_jax.train.run_folder import write_run_folder
+from medtune_jax.train.samples import make_sample
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
 from medtune_jax.train.step import abstract_batch, attention_backend, make_train_step
@@ -61,6 +66,7 @@ class Result:
       seconds: wall time of this call; peak_memory_bytes: resident memory of this process at its highest;
         device_memory_bytes: the most in use on any device of this process, None where the backend does not say.
       checkpoint: the folder of the last checkpoint.
+      best: {metric, value, step, split} of the parameters in <workdir>/best; None where none are kept.
     """
 
     steps: int
@@ -79,6 +85,7 @@ class Result:
     peak_memory_bytes: int
     device_memory_bytes: int | None
     checkpoint: str
+    best: dict[str, Any] | None
 
 
 def train(config: Config, workdir: str | Path) -> Result:
@@ -99,11 +106,13 @@ def train(config: Config, workdir: str | Path) -> Result:
         ExitStack() as held,
         StopRequest() as stop,
         Checkpoints(workdir / "checkpoints", keep) as checkpoints,
+        ending_together(lambda: _how_to_go_on(workdir, checkpoints)),
+        storage_errors_named(workdir),  # here too: what ends all processes is told in its words
     ):
         mesh = make_mesh(config.mesh)
         inputs = read_inputs(config, mesh)
         held.enter_context(one_writer(workdir))
-        data, total = inputs.data, inputs.data.total_steps
+        data, total, rows = inputs.data, inputs.data.total_steps, config.train.batch_size
         backend = _attention_backend(config, inputs, mesh)
         running = replace(config, model=replace(config.model, attention=backend.name))
         optimizer = make_optimizer(config.optimizer, total)
@@ -122,12 +131,15 @@ def train(config: Config, workdir: str | Path) -> Result:
         with (
             MetricsLog(workdir, step=first, boards=open_boards(config, workdir, first)) as log,
             jax.set_mesh(mesh),
-            prefetched(lambda step: put(data.batch(step), mesh), range(first, total)) as batches,
+            prefetched(lambda step: put_rows(partial(data.batch, step), rows, mesh), range(first, total)) as batches,
             ProfileWindow(config.log, workdir) as profile,
+            Best(config, inputs, workdir) as best,
         ):
             bad_step = bad_step_policy(config.train, inputs, checkpoints.steps)
             recorder = Recorder(config.log.every_steps, inputs, log, progress, bad_step)
             evaluate = make_evaluate(running, inputs, frozen, mesh)
+            sample = make_sample(running, inputs, frozen, mesh, workdir / "samples")
+            exams = ((config.evaluation.every_steps, evaluate), (config.evaluation.samples_every_steps, sample))
             if first < total:
                 began_compiling = time.perf_counter()
                 update = make_train_step(running, inputs.model, optimizer, mesh)
@@ -142,16 +154,20 @@ def train(config: Config, workdir: str | Path) -> Result:
                     recorder.push(done, metrics)
                 profile.after_update(metrics)
 
-                stopping = stop.requested  # asked once: a signal during what follows waits for the next step
-                evaluates = bool(inputs.evaluation) and due(done, config.evaluation.every_steps, total)
+                stopping = stop.after(done)  # asked once: a signal during what follows waits for the next step
+                examined = [exam for every, exam in exams if exam is not None and due(done, every, total)]
                 saves = bool(stopping) or done == total or due(done, config.checkpoint.every_steps, total)
-                if evaluates or saves:
+                if examined or saves:
                     recorder.flush()  # the loss is finite up to here, or this raises: what is saved is good
                     progress.pause()
-                    if evaluates:
-                        log.write({"step": done, "split": config.evaluation.split, **evaluate(state.params)})
-                        progress.say(f"step {done:,}: evaluation loss {log.lines[-1]['eval_loss']:.4f}")
+                    for exam in examined:
+                        line = {"step": done, "split": inputs.held_out.split, **exam(done, state.params)}
+                        log.write(line)
+                        progress.say(
+                            _spoken(line) + ("; the best so far" if best.offer(done, line, state.params) else "")
+                        )
                     if saves:
+                        best.settle()
                         checkpoints.save(done, state, config, inputs.identity)
                         plot(log.lines, workdir / "loss.png")
                     progress.resume()
@@ -162,6 +178,7 @@ def train(config: Config, workdir: str | Path) -> Result:
                         f"To go on: medtune train --workdir={workdir}"
                     )
             progress.pause()
+            best.settle()
             checkpoints.wait()
     return Result(
         steps=total,
@@ -173,12 +190,27 @@ def train(config: Config, workdir: str | Path) -> Result:
         peak_memory_bytes=peak_memory(),
         device_memory_bytes=device_memory(),
         checkpoint=str(workdir / "checkpoints" / str(total)),
+        best=best.record and {name: best.record[name] for name in ("metric", "value", "step", "split")},
     )
+
+
+def _spoken(line: dict[str, Any]) -> str:
+    """Returns what is said of a line of evaluation."""
+    if "eval_loss" in line:
+        return f"step {line['step']:,}: evaluation loss {line['eval_loss']:.4f}"
+    told = (f"{name} {one['metric']} {one['value']:.3f} of {one['n']}" for name, one in line["samples"].items())
+    return f"step {line['step']:,}: samples: {', '.join(told)}"
 
 
 def peak_memory() -> int:
     """Returns the highest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _how_to_go_on(workdir: Path, checkpoints: Checkpoints) -> str:
+    saved = checkpoints.steps()
+    kept = f"Checkpoint {saved[-1]} is safe." if saved else "No checkpoint was saved yet."
+    return f"{kept} To go on, start all processes again: medtune train --workdir={workdir}"
 
 
 def _work(config: Config, inputs: Inputs, mesh: Mesh) -> Work:

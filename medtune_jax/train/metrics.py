@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 
 from medtune_jax.errors import UserError
+from medtune_jax.processes import is_first
 from medtune_jax.train.boards import Board
 from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.progress import Line, Progress
 from medtune_jax.train.throughput import device_memory
-
-_ROWS_NAMED = 64  # in an error message
-
 
 def read_lines(path: Path) -> list[Line]:
     """Returns the lines of metrics.jsonl; a torn last line (the writer was killed) is left out."""
@@ -39,13 +38,17 @@ class MetricsLog:
     """
 
     def __init__(self, workdir: Path, *, step: int, boards: Sequence[Board] = ()):
-        """Opens the run's log at `step`: lines of later steps, which a restored run will write again, are cut off."""
+        """Opens the run's log at `step`: lines of later steps, which a restored run will write again, are cut off.
+
+        Of several processes the first writes the file.
+        """
         self.path = workdir / "metrics.jsonl"
         self.lines = [line for line in read_lines(self.path) if line["step"] <= step]
-        kept = self.path.with_suffix(".jsonl.tmp")
-        kept.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
-        kept.replace(self.path)  # at once: killed here, nothing is lost
-        self._file = self.path.open("a", encoding="utf-8")
+        if is_first():
+            kept = self.path.with_suffix(".jsonl.tmp")
+            kept.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
+            kept.replace(self.path)  # at once: killed here, nothing is lost
+        self._file = (self.path if is_first() else Path(os.devnull)).open("a", encoding="utf-8")
         self._boards = boards
 
     def write(self, line: Line) -> None:
@@ -79,10 +82,10 @@ class Recorder:
     """Takes the metrics of each update while they are still being computed, and reads them one update late."""
 
     def __init__(
-        self, every: int, inputs: Inputs, log: MetricsLog, progress: Progress, saved: Callable[[], Sequence[int]]
+        self, every: int, inputs: Inputs, log: MetricsLog, progress: Progress, bad_step: Callable[[int, Line], None]
     ):
-        """`every`: updates between lines (a skipped one has its own); `saved` tells which checkpoints there are."""
-        self._every, self._inputs, self._log, self._progress, self._saved = every, inputs, log, progress, saved
+        """`every`: updates between lines (a skipped one has its own); `bad_step`: told of each bad one; may raise."""
+        self._every, self._inputs, self._log, self._progress, self._bad_step = every, inputs, log, progress, bad_step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
     def push(self, done: int, metrics: dict[str, jax.Array]) -> None:
@@ -94,16 +97,17 @@ class Recorder:
         """Records what is kept, waiting for it.
 
         Raises:
-          UserError: its loss or gradient is not finite.
+          UserError: it was bad, and the run is to stop at that (train/bad_step.py).
         """
         if self._pending is None:
             return
         done, metrics = self._pending
         self._pending = None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
-        skipped = bool(values.get("skipped"))
-        if not skipped and not all(math.isfinite(values[name]) for name in ("loss", "weighted_loss", "grad_norm")):
-            raise UserError(self._not_finite(done, values))
+        skipped, in_a_row = values.pop("skipped"), values.pop("skipped_in_a_row")
+        if skipped:
+            values |= {"skipped": skipped, "skipped_in_a_row": in_a_row}
+            self._bad_step(done, values)
         padded, plain, loss = tokens = self._inputs.data.tokens_in(done - 1)
         self._progress.count(tokens)
         if skipped or due(done, self._every, self._inputs.data.total_steps):
@@ -115,18 +119,6 @@ class Recorder:
                 line["device_memory_bytes"] = memory
             self._log.write(line)
             self._progress.show(line)
-
-    def _not_finite(self, done: int, values: Line) -> str:
-        rows, numbers, ids = self._inputs.data.rows_in(done - 1), self._inputs.row_numbers, self._inputs.row_ids
-        named = [f"{numbers[row]} ({ids[row]})" if ids[row] else str(numbers[row]) for row in rows[:_ROWS_NAMED]]
-        more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
-        saved = self._saved()
-        kept = f"Checkpoint {saved[-1]} was saved before it." if saved else "No checkpoint was saved before it."
-        return (
-            f"Step {done}: the loss ({values['loss']}) or the norm of its gradient ({values['grad_norm']}) is not "
-            f"finite. {kept} Rows of this step (index in the training rows, and id): {', '.join(named)}{more}. Look at "
-            "these rows, or lower --config.optimizer.learning_rate and train in another --workdir."
-        )
 
 
 def due(done: int, every: int, total: int) -> bool:

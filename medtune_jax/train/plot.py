@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from medtune_jax.processes import is_first
 from medtune_jax.train.progress import Line
 
 _SMOOTHED_OVER = 0.02  # share of the lines that the smooth curve averages, backwards; a curve of few lines has none
@@ -15,8 +16,10 @@ _SMOOTHED_FROM = 100  # lines
 def plot(lines: list[Line], path: Path) -> None:
     """Draws training and evaluation loss; below, the learning rate, and the scores of answers where there are any.
 
-    Updates that were skipped are marked at the foot of the loss.
+    Updates that were skipped are marked at the foot of the loss. Of several processes the first draws.
     """
+    if not is_first():
+        return
     import matplotlib
 
     matplotlib.use("Agg")

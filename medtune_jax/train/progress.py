@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from medtune_jax.processes import is_first
 from medtune_jax.train.throughput import Work
 
 Line = dict[str, Any]
@@ -145,7 +146,8 @@ class Progress:
         return {"updating_seconds": updating, "running_seconds": running, "goodput": goodput}
 
     def _print(self, text: str, end: str) -> None:
-        print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
+        if is_first():
+            print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
 
 
 def _three(numbers: Iterable[int]) -> Tokens:

@@ -10,17 +10,22 @@ from medtune_jax.config import Config
 from medtune_jax.config_values import to_dict
 from medtune_jax.convert.origin import ORIGIN_FILE, origin_json
 from medtune_jax.errors import UserError
+from medtune_jax.processes import barrier, is_first
 from medtune_jax.train.inputs import Inputs
 
 
 def write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
     """Writes config.json, and model/: the tuned model's own config.json, tokenizer files and origin.json.
 
-    Weights tuned on gated text can repeat it, so the folder is then closed to others.
+    Of several processes the first writes, and all return when it has. Weights tuned on gated text can repeat it, so the
+    folder is then closed to others.
 
     Raises:
       UserError: the folder cannot be written.
     """
+    if not is_first():
+        barrier("run folder")
+        return
     try:
         if inputs.origin.credentialed:
             workdir.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed before anything lies in it
@@ -32,6 +37,7 @@ def write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
         if error.errno == errno.ENOSPC:
             raise
         raise UserError(f"The run folder {workdir} cannot be written: {error.strerror}.") from error
+    barrier("run folder")
 
 
 def describe_model(folder: Path, inputs: Inputs) -> None:
