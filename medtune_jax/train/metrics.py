@@ -17,6 +17,7 @@ from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.progress import Line, Progress
 from medtune_jax.train.throughput import device_memory
 
+
 def read_lines(path: Path) -> list[Line]:
     """Returns the lines of metrics.jsonl; a torn last line (the writer was killed) is left out."""
     if not path.is_file():

@@ -116,7 +116,7 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
     )
     assert message.startswith("Step 3: the loss (") and "norm of its gradient (nan) is not finite." in message
     assert "Checkpoint 2 was saved before it." in message
-    rows = message.split("and id): ")[1].split(". Look")[0].split(", ")
+    rows = message.split("and id): ")[1].split(". Checkpoint")[0].split(", ")
     assert len(rows) > 8 and all(row == f"{row.split(' ')[0]} (s{row.split(' ')[0]})" for row in rows)
     assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["1", "2"]
     assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [

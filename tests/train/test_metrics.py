@@ -15,12 +15,13 @@ import pytest
 from jax.interpreters.partial_eval import dce_jaxpr
 from tiny_run import settings
 
-from medtune_jax.config import LoraConfig, MeshConfig
+from medtune_jax.config import LoraConfig, MeshConfig, TrainConfig
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.model.lora import abstract_adapter
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train import throughput
+from medtune_jax.train.bad_step import bad_step_policy
 from medtune_jax.train.boards import Wandb, check_boards, open_boards
 from medtune_jax.train.metrics import MetricsLog, Recorder, read_lines
 from medtune_jax.train.optimizer import make_optimizer
@@ -224,23 +225,25 @@ def test_the_line_tells_utilisation_memory_and_a_skipped_update(monkeypatch):
 # --------------------------------------------------------------------------------------------------------- the log
 
 
-def recorder(log, every: int) -> Recorder:
+def recorder(log, every: int, policy: str) -> Recorder:
     data = types.SimpleNamespace(
         total_steps=9, tokens_in=lambda _: (8, 6, 2), locate=lambda _: (0, 0), rows_in=lambda _: [4]
     )
-    inputs = types.SimpleNamespace(data=data, row_ids={4: "r4"})
+    inputs = types.SimpleNamespace(data=data, row_numbers={4: 4}, row_ids={4: "r4"})
     progress = Progress(0, 9)
     progress.resume()
-    return Recorder(every, inputs, log, progress, lambda: [])  # type: ignore[arg-type]
+    bad_step = bad_step_policy(TrainConfig(bad_step=policy), inputs, lambda: [])  # type: ignore[arg-type]
+    return Recorder(every, inputs, log, progress, bad_step)  # type: ignore[arg-type]
 
 
 def metrics(**values):
-    return {"loss": 1.0, "weighted_loss": 1.0, "grad_norm": 1.0} | values
+    named = {"loss": 1.0, "weighted_loss": 1.0, "grad_norm": 1.0, "skipped": 0.0} | values
+    return named | {"skipped_in_a_row": named["skipped"]}
 
 
 def test_a_skipped_update_has_a_line_of_its_own_without_what_is_not_finite(tmp_path):
     with MetricsLog(tmp_path, step=0) as log:
-        record = recorder(log, every=5)
+        record = recorder(log, every=5, policy="skip")
         record.push(1, metrics(skipped=0.0))
         record.push(2, metrics(loss=math.nan, grad_norm=math.inf, skipped=1.0))
         record.push(3, metrics(skipped=0.0))
@@ -250,10 +253,10 @@ def test_a_skipped_update_has_a_line_of_its_own_without_what_is_not_finite(tmp_p
     assert "loss" not in line and "grad_norm" not in line
 
 
-def test_what_is_not_finite_and_not_skipped_names_step_and_rows(tmp_path):
+def test_a_bad_step_that_stops_the_run_names_step_and_rows(tmp_path):
     with MetricsLog(tmp_path, step=0) as log:
-        record = recorder(log, every=5)
-        record.push(1, metrics(loss=math.nan))
+        record = recorder(log, every=5, policy="stop")
+        record.push(1, metrics(loss=math.nan, skipped=1.0))
         with pytest.raises(UserError, match=r"Step 1: the loss \(nan\).*4 \(r4\)"):
             record.flush()
 
