@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from medtune_jax.config import MeshConfig
@@ -18,6 +19,7 @@ from medtune_jax.errors import UserError
 
 MESH_AXES = ("dcn_data", "data", "fsdp", "tensor")
 BATCH_AXES = ("dcn_data", "data", "fsdp")
+_AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
     # parameters
@@ -38,8 +40,12 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """Returns the mesh (dcn_data, data, fsdp, tensor) over `devices` (default: all of them).
 
+    Where the devices lie in several slices (TPUs joined by a data-center network), each index of dcn_data is one slice
+    and the other axes stay within it; elsewhere dcn_data is an axis like the others. `tensor` may span hosts.
+
     Raises:
-      UserError: the axis sizes do not multiply to the number of devices, or more than one is -1.
+      UserError: the axis sizes do not multiply to the number of devices, more than one is -1, or dcn_data is not the
+        number of slices.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -53,7 +59,16 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices):
         raise UserError(f"mesh: {named} needs {math.prod(sizes)} devices, there are {len(devices)}.")
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES), devices=devices)
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=_AUTO, devices=devices)
+    if sizes[0] != slices:
+        raise UserError(
+            f"mesh: {named}: the devices lie in {slices} slices: set --config.mesh.dcn_data={slices}, and the other "
+            f"axes to share the {len(devices) // slices} devices of a slice."
+        )
+    within, across = (1, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=_AUTO)
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:
@@ -85,6 +100,12 @@ def parameter_sharding(name: str, shape: tuple[int, ...], axes: tuple[str | None
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 
+def rows_divide(rows: int) -> bool:
+    """Returns whether there is a mesh of several devices in context whose data axes share out `rows` evenly."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return mesh.size > 1 and rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a batch [B, ...]: rows over dcn_data x data x fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
@@ -98,14 +119,15 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Constrains activation x to the rules of its logical axes; without a mesh in context, x itself.
 
-    A dimension that its mesh axes do not divide is left to the compiler.
+    A dimension that its mesh axes do not divide is left to the compiler; mesh axes over which a `shard_map` already
+    runs say nothing.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty:
         return x
     parts: list[tuple[str, ...] | None] = []
     for size, axis in zip(x.shape, axes, strict=True):
-        split = RULES[axis] if axis is not None else ()
+        split = tuple(a for a in (RULES[axis] if axis is not None else ()) if a not in mesh.manual_axes)
         ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)
         parts.append(split if ways > 1 and size % ways == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from medtune_jax.model import matmul
 from medtune_jax.model.attention import attention as attend_segments
+from medtune_jax.model.embedding import embed
 from medtune_jax.model.quantize import abstract_kernel
 from medtune_jax.sharding import constrain, parameter_sharding
 
@@ -338,9 +339,7 @@ def forward(
     Returns:
       hidden [B, S, D] after the final norm, in compute_dtype.
     """
-    # cast after the lookup: the gradient then adds up a token's occurrences in the parameters' dtype
-    x_BSD = params["embed_tokens"]["embedding"][tokens_BS].astype(compute_dtype)
-    x_BSD = constrain(x_BSD, "batch", "sequence", "act_embed")
+    x_BSD = embed(params["embed_tokens"]["embedding"], tokens_BS, compute_dtype)
     rope = rope_angles(positions_BS, config)
 
     segments_BS = jnp.ones_like(tokens_BS) if segment_ids_BS is None else segment_ids_BS

@@ -17,6 +17,8 @@ def dot(a_MK: jax.Array, b_KN: jax.Array) -> jax.Array:
     """Returns a @ b, float32 [M, N], of operands of one dtype."""
     if a_MK.dtype != jnp.bfloat16:
         return jnp.dot(a_MK, b_KN, preferred_element_type=jnp.float32)
+    if jax.sharding.get_abstract_mesh().size > 1:  # the compiler cannot split a layout constraint: it would gather both
+        return _dot(a_MK, b_KN)
     return jax.lax.platform_dependent(a_MK, b_KN, cpu=_row_major_dot, default=_dot)
 
 

@@ -30,6 +30,7 @@ from medtune_jax.model.backends import Backend
 from medtune_jax.model.llama import num_params
 from medtune_jax.processes import ending_together
 from medtune_jax.sharding import make_mesh
+from medtune_jax.train.abstract import lower_step
 from medtune_jax.train.bad_step import bad_step_policy
 from medtune_jax.train.best import Best
 from medtune_jax.train.boards import check_boards, open_boards
@@ -46,7 +47,7 @@ from medtune_jax.train.run_folder import write_run_folder
 from medtune_jax.train.samples import make_sample
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
-from medtune_jax.train.step import abstract_batch, attention_backend, make_train_step
+from medtune_jax.train.step import attention_backend
 from medtune_jax.train.storage import one_writer, storage_errors_named
 from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.trainable import init_trainable, load_frozen
@@ -132,7 +133,7 @@ def train(config: Config, workdir: str | Path) -> Result:
             MetricsLog(workdir, step=first, boards=open_boards(config, workdir, first)) as log,
             jax.set_mesh(mesh),
             prefetched(lambda step: put_rows(partial(data.batch, step), rows, mesh), range(first, total)) as batches,
-            ProfileWindow(config.log, workdir) as profile,
+            ProfileWindow(config.log, workdir, progress) as profile,
             Best(config, inputs, workdir) as best,
         ):
             bad_step = bad_step_policy(config.train, inputs, checkpoints.steps)
@@ -142,8 +143,8 @@ def train(config: Config, workdir: str | Path) -> Result:
             exams = ((config.evaluation.every_steps, evaluate), (config.evaluation.samples_every_steps, sample))
             if first < total:
                 began_compiling = time.perf_counter()
-                update = make_train_step(running, inputs.model, optimizer, mesh)
-                compiled = update.lower(state, frozen, abstract_batch(data.batch(first), mesh)).compile()
+                lowered = lower_step(running, inputs.model, mesh, optimizer=optimizer, batch=data.batch(first))
+                compiled = lowered.compile()
                 progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
             progress.resume()
@@ -163,9 +164,8 @@ def train(config: Config, workdir: str | Path) -> Result:
                     for exam in examined:
                         line = {"step": done, "split": inputs.held_out.split, **exam(done, state.params)}
                         log.write(line)
-                        progress.say(
-                            _spoken(line) + ("; the best so far" if best.offer(done, line, state.params) else "")
-                        )
+                        better = best.offer(done, line, state.params)
+                        progress.say(_spoken(line) + ("; the best so far" if better else ""))
                     if saves:
                         best.settle()
                         checkpoints.save(done, state, config, inputs.identity)
