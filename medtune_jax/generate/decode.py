@@ -87,7 +87,7 @@ def decoding_weights(
     if mesh is None:
         return weights
 
-    def tensor_only(sharding: NamedSharding, first: int) -> NamedSharding:
+    def tensor_only(sharding: NamedSharding, first: int) -> Any:
         parts = ["tensor" if part and "tensor" in part else None for part in sharding.spec[first:]]
         return NamedSharding(mesh, PartitionSpec(*parts))
 
@@ -95,10 +95,8 @@ def decoding_weights(
     layer_places = jax.tree.map(lambda place: tensor_only(place, 1), places["layers"])
     vocab = tensor_only(places["embed_tokens"]["embedding"], 0)
     norm = tensor_only(places["norm"]["scale"], 0)
-    to = Weights(
-        vocab, (layer_places,) * config.num_layers, norm, NamedSharding(mesh, PartitionSpec(*vocab.spec[::-1]))
-    )
-    return jax.device_put(weights, to)
+    head_place: Any = NamedSharding(mesh, PartitionSpec(*vocab.spec[::-1]))
+    return jax.device_put(weights, Weights(vocab, (layer_places,) * config.num_layers, norm, head_place))
 
 
 @partial(jax.jit, static_argnames=("config", "dtype", "lora"))

@@ -77,14 +77,38 @@ class Checkpoints:
 
     def save(self, step: int, state: TrainState, config: Config, identity: Identity) -> None:
         """Begins to write checkpoint `step`, after the one before it is on disk (its errors are raised here)."""
+        self._save(step, items(state), config, identity, force=False)
+
+    def save_params(self, step: int, params: Params, config: Config, identity: Identity) -> None:
+        """Begins to write what is trained alone, in place of what `step` was; it may be below the newest step.
+
+        Such a checkpoint is to be read, not to go on from.
+        """
+        self.wait()
+        if jax.process_index() == 0:
+            _remove(self.folder / str(step))
+        multihost_utils.sync_global_devices("there is room for the parameters")
+        self._manager.reload()
+        self._save(step, {"params": params}, config, identity, force=True)
+
+    def keep_only(self, step: int) -> None:
+        """Removes all checkpoints but `step`, and what an interrupted write left behind; not while one is written."""
+        _remove_temporary(self.folder)
+        if jax.process_index() == 0:
+            for other in set(self.steps()) - {step}:
+                _remove(self.folder / str(other))
+        if self._opened is not None:
+            self._opened.reload()
+
+    def _save(self, step: int, arrays: dict[str, Any], config: Config, identity: Identity, *, force: bool) -> None:
+        """force: also a step below the newest, which Orbax would skip."""
         if not self.folder.parent.is_dir():  # Orbax would make it anew, and nothing else would be in it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
         self._writes = True
-        arrays = items(state)
         meta = make_meta(step, config, identity, {name: int(checksum(item)) for name, item in arrays.items()})
         saves = {name: ocp.args.StandardSave(item) for name, item in arrays.items()}
         self.wait()  # Orbax would skip this save while another is under way
-        saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves))
+        saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves), force=force)
         if not saved:
             raise RuntimeError(f"Orbax skipped checkpoint {step} in {self.folder}")
 

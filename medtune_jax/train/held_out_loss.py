@@ -17,19 +17,23 @@ from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.step import make_eval_step
 
 
-def make_evaluate(config: Config, inputs: Inputs, frozen: Params, mesh: Mesh) -> Callable[[Any], dict[str, Any]]:
-    """Returns params -> {eval_loss: nats per loss token of the held-out rows, eval_loss_tokens}.
+def make_evaluate(
+    config: Config, inputs: Inputs, frozen: Params, mesh: Mesh
+) -> Callable[[int, Params], dict[str, Any]] | None:
+    """Returns (step, trained parameters) -> {eval_loss: nats per loss token of the held-out rows, eval_loss_tokens}.
 
-    That raises UserError where the loss is not finite.
+    None where it is not asked for or there are no such rows. That raises UserError where the loss is not finite.
     """
+    if not inputs.evaluation:
+        return None
     eval_step = make_eval_step(config, inputs.model, mesh)
 
-    def evaluate(params: Any) -> dict[str, Any]:
+    def evaluate(step: int, params: Params) -> dict[str, Any]:
         sums = jax.device_get([eval_step(params, frozen, put(batch, mesh)) for batch in inputs.evaluation])
         total, count = (float(sum(part)) for part in zip(*sums, strict=True))
         if not math.isfinite(total):
             raise UserError(
-                f"The loss on the held-out rows is {total}: training diverged in the last step. Lower "
+                f"Step {step}: the loss on the held-out rows is {total}: training diverged in this step. Lower "
                 "--config.optimizer.learning_rate and train in another --workdir."
             )
         return {"eval_loss": total / count, "eval_loss_tokens": int(count)}

@@ -1,30 +1,29 @@
-"""A window of updates under JAX's profiler: a trace for TensorBoard or Perfetto in <workdir>/profile/."""
+"""A window of updates under JAX's profiler: a trace for TensorBoard (XProf) or Perfetto in <workdir>/profile/."""
 
 from __future__ import annotations
 
-import logging
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from medtune_jax import processes
 from medtune_jax.config import LogConfig
-
-_log = logging.getLogger(__name__)
+from medtune_jax.train.progress import Progress
 
 
 class ProfileWindow:
-    """Traces log.profile_steps updates, the first process's only. Use as a context manager: leaving it ends a trace.
+    """Traces log.profile_steps updates of the first process. Use as a context manager: leaving it ends a trace.
 
-    The host waits for the device twice: where the trace ends, so that the last update is in it whole, and nowhere else
-    when nothing is traced.
+    The host waits for the device once, where the trace ends, so that its last update is in it whole.
     """
 
-    def __init__(self, log: LogConfig, workdir: Path):
-        """The first `log.profile_start` updates after this call are left out: they warm up."""
-        steps = log.profile_steps if jax.process_index() == 0 else 0
+    def __init__(self, log: LogConfig, workdir: Path, progress: Progress):
+        """The first log.profile_start updates of the run's call are left out: they warm up."""
+        steps = log.profile_steps if processes.is_first() else 0
         self._begin, self._end = (log.profile_start, log.profile_start + steps) if steps else (-1, -1)
-        self._folder, self._done, self._tracing = workdir / "profile", 0, False
+        self._folder, self._progress = workdir / "profile", progress
+        self._done, self._tracing = 0, False
 
     def __enter__(self) -> ProfileWindow:
         return self
@@ -47,6 +46,8 @@ class ProfileWindow:
             self._stop()
 
     def _stop(self) -> None:
+        self._progress.pause()  # writing the trace is not training
         jax.profiler.stop_trace()
         self._tracing = False
-        _log.warning("Traced updates up to %d of this call: %s", self._done, self._folder)
+        self._progress.say(f"Updates {self._begin + 1} to {self._done} of this call are traced: {self._folder}")
+        self._progress.resume()

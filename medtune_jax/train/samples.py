@@ -16,9 +16,9 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
+from medtune_jax import processes
 from medtune_jax.config import Config
 from medtune_jax.data.packing import order
 from medtune_jax.errors import UserError
@@ -137,7 +137,7 @@ def make_sample(
             read_answer(one.source.task, answers[index].text, one.row.input, answers[index].finish_reason)
             for index, one in enumerate(asked)
         ]
-        if jax.process_index() == 0:
+        if processes.is_first():
             _write(folder, step, asked, [answers[index] for index in range(len(asked))], read)
         return _figures(asked, read)
 
