@@ -104,36 +104,32 @@ class LoraAdapter:
 def merge(params: Params, adapter: Params, lora: LoraConfig, dtype: Any) -> Params:
     """Returns the weights with the adapters in them: W + scale a b, added in float32, rounded to `dtype`.
 
-    params: the base in `dtype`, or quantised (W are then the dequantised kernels). Adapted kernels are given up
-    (donated): nothing is held twice, and of float32 one layer.
+    params: the base in `dtype`, or quantised: W are then the kernels dequantised to `dtype`, as training uses them.
+    Adapted kernels are given up (donated): nothing is held twice, and of float32 one layer.
     """
     layers = dict(params["layers"])
     for name in PROJECTIONS:
-        kernel_Lio, parts = layers[name]["kernel"], adapter["layers"].get(name)
-        quantized = isinstance(kernel_Lio, QuantizedKernel)
-        if parts is None and not quantized:
-            continue
+        kernel_Lio = layers[name]["kernel"]
         place = jax.tree.leaves(kernel_Lio)[0].sharding
-        put_in = jax.jit(
-            partial(_merged, factor=scale(lora), dtype=dtype),
-            donate_argnums=() if quantized else 0,
-            out_shardings=place,
-        )
-        layers[name] = {"kernel": put_in(kernel_Lio, parts)}
+        if isinstance(kernel_Lio, QuantizedKernel):
+            kernel_Lio = _dequantized(kernel_Lio, dtype=dtype, place=place)
+        if name in adapter["layers"]:
+            kernel_Lio = _add_update(kernel_Lio, adapter["layers"][name], factor=scale(lora), place=place)
+        layers[name] = {"kernel": kernel_Lio}
     return {**params, "layers": layers}
 
 
-def _merged(kernel_Lio: Any, parts: Params | None, *, factor: float, dtype: Any) -> jax.Array:
-    quantized = isinstance(kernel_Lio, QuantizedKernel)
+@partial(jax.jit, static_argnames=("dtype", "place"))
+def _dequantized(kernel_Lio: QuantizedKernel, *, dtype: Any, place: Any) -> jax.Array:
+    whole_Lio = jax.lax.map(partial(dequantize, dtype=dtype), kernel_Lio)
+    return jax.lax.with_sharding_constraint(whole_Lio, place)
 
-    def put_in(layer: jax.Array, merged_Lio: jax.Array) -> jax.Array:
-        if quantized:
-            weight_io = dequantize(jax.tree.map(lambda leaf: leaf[layer], kernel_Lio), jnp.float32)
-        else:
-            weight_io = merged_Lio[layer].astype(jnp.float32)
-        if parts is not None:
-            weight_io += factor * jnp.matmul(parts["a"][layer], parts["b"][layer], precision="highest")
-        return merged_Lio.at[layer].set(weight_io.astype(dtype))
 
-    shape = jax.eval_shape(partial(dequantize, dtype=dtype), kernel_Lio).shape if quantized else kernel_Lio.shape
-    return jax.lax.fori_loop(0, shape[0], put_in, jnp.zeros(shape, dtype) if quantized else kernel_Lio)
+@partial(jax.jit, static_argnames=("factor", "place"), donate_argnames="kernel_Lio")
+def _add_update(kernel_Lio: jax.Array, parts: Params, *, factor: float, place: Any) -> jax.Array:
+    def add(layer: jax.Array, merged_Lio: jax.Array) -> jax.Array:
+        update_io = factor * jnp.matmul(parts["a"][layer], parts["b"][layer], precision="highest")
+        weight_io = merged_Lio[layer].astype(jnp.float32) + update_io
+        return merged_Lio.at[layer].set(weight_io.astype(merged_Lio.dtype))
+
+    return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, kernel_Lio.shape[0], add, kernel_Lio), place)

@@ -1,6 +1,5 @@
 """Loss, gradients and twenty updates beside transformers on torch."""
 
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,16 +8,10 @@ import pytest
 import torch
 import transformers
 from tiny_run import MODEL, distance, keep_gradients, run_steps, settings, tiny_data
+from torch_side import documents, torch_model
 
 from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.model.llama import Params, build_params
-
-torch.set_num_threads(1)
-transformers.logging.disable_progress_bar()
-
-
-def torch_model(folder: Path) -> transformers.LlamaForCausalLM:
-    return transformers.LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
 
 
 def as_tree(tensors: dict[str, Any]) -> Params:
@@ -32,17 +25,6 @@ def as_tree(tensors: dict[str, Any]) -> Params:
         return np.pad(array, [(0, want - have) for want, have in zip(row.shape(MODEL), array.shape, strict=True)])
 
     return build_params(MODEL, leaf)
-
-
-def documents(batch):
-    """Yields (tokens [1, S_i], weights of the targets tokens[1:]) of each document of a batch."""
-    for b in range(len(batch["tokens"])):
-        weights = np.zeros(batch["tokens"].shape[1], np.float32)
-        used = batch["weights"][b] > 0
-        weights[batch["loss_positions"][b][used]] = batch["weights"][b][used]
-        for segment in range(1, batch["segment_ids"][b].max() + 1):
-            here = np.flatnonzero(batch["segment_ids"][b] == segment)
-            yield torch.from_numpy(batch["tokens"][b][here])[None].long(), torch.from_numpy(weights[here][:-1])
 
 
 @pytest.mark.parametrize("decision_weight", [1.0, 5.0])

@@ -1,0 +1,115 @@
+"""What of a LoRA run is trained, kept and repeatable: adapters, and nothing else."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+from lora_run import base_params, lora_settings, random_adapter, run_lora_steps
+from tiny_run import GRID_MODEL, MODEL, distance, settings, tiny_data
+
+from medtune_jax.config import MeshConfig
+from medtune_jax.config_values import override
+from medtune_jax.model.llama import abstract_params, head, parameter_rows
+from medtune_jax.sharding import make_mesh
+from medtune_jax.train.checkpoints import Checkpoints
+from medtune_jax.train.feed import put
+from medtune_jax.train.loop import train
+from medtune_jax.train.optimizer import make_optimizer
+from medtune_jax.train.state import abstract_state
+from medtune_jax.train.step import abstract_batch, make_eval_step, make_train_step
+from medtune_jax.train.trainable import abstract_frozen
+
+ROWS = {"train__batch_size": 8, "train__steps": 3}
+
+
+@pytest.fixture(scope="module")
+def dropped(tokenizer) -> Any:
+    """(configuration with dropout, batches, what one device makes of them)."""
+    config = lora_settings(dropout=0.3, **ROWS)
+    data = tiny_data(tokenizer, config, count=100)
+    batches = [data.batch(step) for step in range(3)]
+    return config, batches, run_lora_steps(config, GRID_MODEL, batches)
+
+
+@pytest.mark.parametrize(
+    ("accumulation", "mesh"),
+    [(1, MeshConfig(data=2, fsdp=2, tensor=2)), (4, None)],
+    ids=["data, fsdp and tensor", "four micro-batches"],
+)
+def test_dropout_does_not_depend_on_the_layout(dropped, accumulation, mesh):
+    config, batches, (expected_state, expected) = dropped
+    config = override(config, {"train.accumulation": str(accumulation)})
+    state, metrics = run_lora_steps(config, GRID_MODEL, batches, mesh=mesh)
+    np.testing.assert_allclose([m["loss"] for m in metrics], [m["loss"] for m in expected], rtol=1e-5)
+    assert distance(state.params, expected_state.params) < 1e-4
+
+
+def test_dropout_follows_the_seed_and_the_step_and_is_off_in_evaluation(dropped):
+    config, batches, (_, metrics) = dropped
+    still = override(config, {"optimizer.learning_rate": "1e-30"})
+    _, repeated = run_lora_steps(still, GRID_MODEL, [batches[0]] * 2)
+    _, reseeded = run_lora_steps(override(still, {"train.seed": "1"}), GRID_MODEL, batches[:1])
+    losses = [*(m["loss"] for m in repeated), reseeded[0]["loss"]]
+    assert losses[0] == metrics[0]["loss"] and len(set(losses)) == 3
+
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    adapter, found = random_adapter(config, GRID_MODEL), []
+    for dropout in ("0.3", "0"):
+        own = override(config, {"model.lora.dropout": dropout})
+        with jax.set_mesh(mesh):
+            step = make_eval_step(own, GRID_MODEL, mesh)
+            found.append(step(adapter, base_params(GRID_MODEL), put(batches[0], mesh)))
+    assert found[0] == found[1]
+
+
+def compiled_update(config: Any, batch: Any) -> str:
+    """Returns the optimised HLO of the update."""
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    optimizer = make_optimizer(config.optimizer, 6)
+    with jax.set_mesh(mesh):
+        update = make_train_step(config, MODEL, optimizer, mesh)
+        state = abstract_state(config, MODEL, optimizer, mesh)
+        lowered = update.lower(state, abstract_frozen(config, MODEL, mesh), abstract_batch(batch, mesh))
+    return lowered.compile().as_text()
+
+
+def gradients_of_weights(hlo: str) -> set[str]:
+    """Names the base's matrices of whose shape (or its transpose) some product is."""
+    products = {tuple(map(int, dims.split(","))) for dims in re.findall(r"= \w+\[([\d,]+)\]\S* dot\(", hlo)}
+    found = {row.path for row in parameter_rows(MODEL) if {row.shape(MODEL)[-2:], row.shape(MODEL)[:-3:-1]} & products}
+    return found
+
+
+def test_no_gradient_of_the_base_nor_of_its_head_is_computed(tokenizer):
+    batch = tiny_data(tokenizer, settings()).batch(0)
+    assert head(abstract_params(MODEL), MODEL).shape == (32, 384)
+    every = {row.path for row in parameter_rows(MODEL) if row.path.endswith("kernel")}
+    assert gradients_of_weights(compiled_update(settings(), batch)) >= every
+    assert gradients_of_weights(compiled_update(lora_settings(), batch)) == set()
+
+
+def test_state_and_checkpoint_hold_adapters_only(model_folder, data_folder, tmp_path):
+    config = lora_settings(
+        model_folder, data_folder, targets=["q_proj", "v_proj"], train__steps=1, evaluation__every_steps=0
+    )
+    train(config, tmp_path / "run")
+    state = abstract_state(
+        config, MODEL, make_optimizer(config.optimizer, 1), make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    )
+    shapes = [(2, 32, 4), (2, 4, 32), (2, 32, 4), (2, 4, 16)]
+    assert [leaf.shape for leaf in jax.tree.leaves(state.params)] == shapes
+    assert sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == sorted(shapes * 2)
+    numbers = sum(int(np.prod(shape)) for shape in shapes)
+    params, optimizer = (bytes_of(tmp_path / "run" / "checkpoints" / "1" / name) for name in ("params", "optimizer"))
+    assert params < 4 * numbers + 20_000  # Orbax's own files; the base is 149,120 bytes
+    assert optimizer < 8 * numbers + 20_000
+    with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
+        tree, _ = checkpoints.read_params(lambda meta: state.params)
+    assert [leaf.shape for leaf in jax.tree.leaves(tree)] == shapes
+
+
+def bytes_of(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
