@@ -35,6 +35,7 @@ _READ = (
     *("peft_type", "task_type", "r", "lora_alpha", "lora_dropout", "target_modules", "use_rslora"),
     *("init_lora_weights", "bias"),
 )
+_DEFAULTS = {"task_type": None, "bias": "none", "use_rslora": False, "init_lora_weights": True, "lora_dropout": 0.0}
 _REFUSED = {  # unless it is null, false, empty
     "rank_pattern": "every layer has the same rank here",
     "alpha_pattern": "every layer has the same alpha here",
@@ -161,8 +162,7 @@ def read_adapter_config(folder: Path) -> LoraConfig:
         raise UserError(f"{folder} is no PEFT adapter: it has no {CONFIG_FILE}.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        described = {**{"task_type": None, "bias": "none", "use_rslora": False, "init_lora_weights": True}, **found}
-        described = {"lora_dropout": 0.0, **described}
+        described = {**_DEFAULTS, **found}
         _refuse_others(path, described)
         lora = LoraConfig(
             rank=_number(path, described, "r", int),
@@ -249,7 +249,8 @@ def _refuse_others(path: Path, found: dict[str, Any]) -> None:
             "the adapter with PEFT: save_pretrained(path_initial_model_for_weight_conversion=...)."
         )
     for name, value in found.items():
-        if name not in (*_READ, *_UNREAD) and value not in (None, False, [], {}, ""):
+        neutral = value is None or value is False or value in ([], {}, "")  # 0 is a layer, not False
+        if name not in (*_READ, *_UNREAD) and not neutral:
             reason = _REFUSED.get(name, "this version does not know the field")
             raise UserError(f"{path}: {name} is {json.dumps(value)}, which is not supported: {reason}.")
 
