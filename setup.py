@@ -51,7 +51,9 @@ setup(
         "test": [
             "accelerate>=1.0",
             "hypothesis>=6.100",
+            "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler needs no TPU
             "mypy>=1.13",
+            "peft>=0.17",
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",

@@ -4,8 +4,8 @@
         --config.model.path=Llama-2-7b-hf --config.data.path=rows/bioinstruct
     medtune export --run=runs/bioinstruct_lora --out=bioinstruct_adapter --adapter
 
-rows/bioinstruct holds the instructions as `medtune prepare --sources=bioinstruct` writes them. The 13B model is the same
-with another model.path.
+rows/bioinstruct holds the instructions as `medtune prepare --sources=bioinstruct` writes them. The 13B model is the
+same with another model.path.
 
 Known of the paper: LoRA, Llama 1 and 2 of 7B and 13B, two A100. Its rank, alpha, dropout, projections, learning rate,
 epochs, batch, length and template were not found, so every value below is our assumption (those of Alpaca-LoRA, as we
