@@ -53,6 +53,11 @@ def abstract_adapter(config: LlamaConfig, lora: LoraConfig, mesh: Any = None) ->
     return {"layers": {row.keys[1]: {part: leaf(row, part) for part in "ab"} for row in targets(lora)}}
 
 
+def num_adapter_params(config: LlamaConfig, lora: LoraConfig) -> int:
+    """Returns the number of parameters of the adapters."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract_adapter(config, lora)))
+
+
 def init_adapter(key: jax.Array, config: LlamaConfig, lora: LoraConfig) -> Params:
     """Returns fresh adapters: a uniform in +-1/sqrt(in) (PEFT's default), b zero, so that they change nothing yet."""
 

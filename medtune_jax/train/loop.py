@@ -28,6 +28,7 @@ from medtune_jax.config import Config
 from medtune_jax.errors import Interrupted
 from medtune_jax.model.backends import Backend
 from medtune_jax.model.llama import num_params
+from medtune_jax.model.lora import num_adapter_params
 from medtune_jax.processes import ending_together
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.abstract import lower_step
@@ -227,8 +228,10 @@ def _attention_backend(config: Config, inputs: Inputs, mesh: Mesh) -> Backend:
 def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int, backend: Backend) -> str:
     data = inputs.data
     axes = " ".join(f"{axis}={size}" for axis, size in mesh.shape.items() if size > 1) or "one device"
+    lora = config.model.lora
+    adapters = f" (frozen) and {num_adapter_params(inputs.model, lora):,} in adapters" if lora.rank else ""
     return (
-        f"{num_params(inputs.model):,} parameters on {axes}, {config.train.precision}, attention {backend}. "
+        f"{num_params(inputs.model):,} parameters{adapters} on {axes}, {config.train.precision}, attention {backend}. "
         f"{data.total_steps:,} steps of {config.train.batch_size} x {config.data.max_length} positions "
         f"({data.filled:.1%} filled, up to {data.budget} loss tokens in a sequence): {data.epochs:.2f} epochs "
         f"of {data.tokens_in_epoch:,} tokens, {data.steps_in_epoch(0):,} steps in the first."
