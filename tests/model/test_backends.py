@@ -1,0 +1,98 @@
+"""Which attention backend a mesh gets, and what a user is told who asked for another."""
+
+from __future__ import annotations
+
+import dataclasses
+from types import SimpleNamespace
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from medtune_jax.config import Config, MeshConfig, ModelConfig
+from medtune_jax.errors import UserError
+from medtune_jax.model.backends import Site, choose, resolve
+from medtune_jax.sharding import make_mesh
+
+HOPPER = Site("gpu", (9, 0), sequence=4096, head_dim=128, dtype=jnp.dtype(jnp.bfloat16))
+TPU = dataclasses.replace(HOPPER, platform="tpu", capability=None)
+CPU = dataclasses.replace(HOPPER, platform="cpu", capability=None)
+
+
+@pytest.mark.parametrize(
+    ("site", "changes", "name", "reason"),
+    [
+        (TPU, {}, "splash", "on TPUs"),
+        (TPU, {"dtype": jnp.dtype(jnp.float32), "head_dim": 8}, "splash", "on TPUs"),
+        (CPU, {}, "xla", "on CPUs"),
+        (HOPPER, {}, "cudnn", "on GPUs"),
+        (HOPPER, {"documents": 64}, "cudnn", "on GPUs"),
+        (HOPPER, {"documents": 65}, "triton", "holds up to 65 documents, and it takes 64"),
+        (HOPPER, {"capability": (8, 0)}, "triton", "not cudnn: compute capability 8.0 is below 9.0"),
+        (HOPPER, {"cudnn": "cuDNN is not found"}, "triton", "not cudnn: cuDNN is not found"),
+        (HOPPER, {"capability": (7, 5)}, "xla", "not triton: compute capability 7.5 is below 8.0"),
+        (HOPPER, {"dtype": jnp.dtype(jnp.float32)}, "xla", "computes in 16 bit, not in float32"),
+        (HOPPER, {"head_dim": 256}, "xla", "heads of width 256"),
+        (HOPPER, {"head_dim": 8}, "xla", "heads of width 8"),
+        (HOPPER, {"capability": None}, "xla", "kernel for NVIDIA GPUs"),
+    ],
+)
+def test_auto_takes_the_fastest_that_can_run_and_says_why_not_the_others(
+    site: Site, changes: dict[str, Any], name: str, reason: str
+):
+    backend = resolve("auto", dataclasses.replace(site, **changes))
+    assert backend.name == name
+    assert reason in backend.reason
+
+
+@pytest.mark.parametrize("site", [TPU, CPU, HOPPER])
+def test_xla_runs_everywhere(site: Site):
+    assert str(resolve("xla", site)) == "xla (as configured)"
+
+
+@pytest.mark.parametrize(
+    ("name", "site", "words"),
+    [
+        ("splash", HOPPER, ["TPU kernel", "Choose cudnn"]),
+        ("splash", CPU, ["TPU kernel", "Choose xla"]),
+        ("cudnn", TPU, ["NVIDIA", "Choose splash"]),
+        ("triton", CPU, ["NVIDIA", "Choose xla"]),
+        ("cudnn", dataclasses.replace(HOPPER, capability=(8, 6)), ["8.6 is below 9.0", "Choose triton"]),
+        ("cudnn", dataclasses.replace(HOPPER, documents=100), ["100 documents", "Choose triton"]),
+        ("flash", TPU, ["'flash'", "splash"]),
+    ],
+)
+def test_a_backend_named_where_it_cannot_run_is_the_users_error(name: str, site: Site, words: list[str]):
+    with pytest.raises(UserError) as error:
+        resolve(name, site)
+    assert all(word in str(error.value) for word in ["model.attention", *words])
+
+
+@pytest.mark.parametrize(("name", "site"), [("splash", TPU), ("cudnn", HOPPER), ("triton", HOPPER)])
+def test_a_backend_named_where_it_can_run_is_taken(name: str, site: Site):
+    assert str(resolve(name, site)) == f"{name} (as configured)"
+
+
+def mesh_of(**device: Any) -> Any:
+    return SimpleNamespace(devices=np.array([SimpleNamespace(**device)] * 4).reshape(2, 2))
+
+
+def test_the_devices_of_the_mesh_decide_and_not_those_of_this_machine():
+    """A mesh of described TPUs on a laptop: what is compiled for them is what will run on them."""
+    sizes: dict[str, Any] = {"sequence": 128, "head_dim": 64, "dtype": jnp.bfloat16}
+    assert choose("auto", mesh_of(platform="tpu"), **sizes).name == "splash"
+    assert choose("auto", make_mesh(MeshConfig()), **sizes).name == "xla"
+    ampere = choose("auto", mesh_of(platform="gpu", compute_capability="8.0"), **sizes)
+    assert ampere.name == "triton" and "compute capability 8.0" in ampere.reason
+    assert choose("auto", mesh_of(platform="gpu", compute_capability="gfx942"), **sizes).name == "xla"
+
+
+def test_the_step_resolves_its_own_configuration(monkeypatch: pytest.MonkeyPatch):
+    from medtune_jax.train.step import attention_backend
+
+    config = dataclasses.replace(Config(), model=ModelConfig(path="model", attention="splash"))
+    model: Any = SimpleNamespace(head_dim=64)
+    with pytest.raises(UserError, match=r"model\.attention=splash cannot run: it is a TPU kernel"):
+        attention_backend(config, model, make_mesh(MeshConfig()))
+    assert attention_backend(config, model, mesh_of(platform="tpu")).name == "splash"
