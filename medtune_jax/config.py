@@ -37,6 +37,7 @@ class LoraConfig:
     targets: tuple[str, ...] = math(("all",))  # or some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj
     rslora: bool = math(False)  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
     base: Literal["compute", "int8", "nf4"] = math("compute")  # how the frozen projections are stored
+    path: str = free("")  # PEFT adapter to go on from, of the settings above; its content is held by hash
 
     def check(self) -> None:
         """Raises UserError where a value is out of range, or is given though there are no adapters."""
@@ -115,6 +116,7 @@ class OptimizerConfig:
     eps: float = math(1e-8)
     clip_norm: float | None = math(1.0)
     first_moment_dtype: Literal["float32", "bfloat16"] = math("float32")
+    offload: bool = free(False)  # moments wait in pinned host memory between updates
 
 
 @dataclass(frozen=True)

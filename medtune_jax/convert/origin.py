@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -100,6 +100,21 @@ def tuned(base: Origin, rows: Sequence[Row]) -> Origin:
         terms = (source.licence, source.credentialed) if source else (UNKNOWN_LICENCE, False)
         data[own] = Data(before + count, *terms)
     return Origin(base.base, base.base_licence, data)
+
+
+def with_adapter(base: Origin, folder: Path) -> Origin:
+    """Returns the origin of `base` with the adapter of `folder` on it: the adapter's data and licence count too.
+
+    Raises:
+      UserError: its origin.json is damaged.
+    """
+    adapter = read_origin(folder)
+    if not (folder / ORIGIN_FILE).is_file():  # of others: all that is known is its card
+        return replace(base, data={**base.data, f"adapter {adapter.base}": Data(0, adapter.base_licence, False)})
+    data = dict(base.data)
+    for name, own in adapter.data.items():
+        data[name] = replace(own, rows=own.rows + (data[name].rows if name in data else 0))
+    return replace(base, data=data)
 
 
 def origin_json(origin: Origin) -> dict[str, Any]:

@@ -6,6 +6,7 @@ PEFT configuration can say, only plain LoRA of one rank on all layers is read; t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Iterator
@@ -133,13 +134,7 @@ def read_adapter(folder: str | Path, config: LlamaConfig) -> tuple[Params, LoraC
     """
     folder = Path(folder)
     lora = read_adapter_config(folder)
-    if not (folder / WEIGHTS_FILE).is_file():
-        pickled = (folder / "adapter_model.bin").is_file()
-        raise UserError(
-            f"{folder} has no {WEIGHTS_FILE}."
-            + (" adapter_model.bin is a pickle, which is not read: save it again with PEFT." if pickled else "")
-        )
-    found = read_header(folder / WEIGHTS_FILE)
+    found = read_header(_weights_file(folder))
     shapes = abstract_adapter(config, lora)["layers"]
     tree: Params = {
         name: {part: np.empty(leaf.shape, np.float32) for part, leaf in parts.items()} for name, parts in shapes.items()
@@ -182,6 +177,34 @@ def read_adapter_config(folder: Path) -> LoraConfig:
     return lora
 
 
+def adapter_sha256(folder: str | Path) -> str:
+    """Returns the SHA-256 of the adapter's weights as they are stored; raises UserError where there are none."""
+    with _weights_file(Path(folder)).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_matching_adapter(lora: LoraConfig, config: LlamaConfig) -> Params:
+    """Reads the adapter of `lora.path` to go on from; raises UserError where its settings are not those of `lora`.
+
+    Dropout is not compared: it is of the training to come.
+    """
+    adapter, found = read_adapter(lora.path, config)
+    wanted = [row.keys[1] for row in targets(lora)]
+    differ = [
+        f"model.lora.{name} is {ours}, the adapter's {theirs}"
+        for name, ours, theirs in (
+            ("rank", lora.rank, found.rank),
+            ("alpha", lora.alpha, found.alpha),
+            ("rslora", lora.rslora, found.rslora),
+            ("targets", ",".join(wanted), ",".join(found.targets)),
+        )
+        if ours != theirs
+    ]
+    if differ:
+        raise UserError(f"Cannot go on from the adapter {lora.path}: {'; '.join(differ)}. Set the adapter's own.")
+    return adapter
+
+
 def verify_adapter(adapter: Params, lora: LoraConfig, config: LlamaConfig, folder: str | Path) -> int:
     """Reads `folder` back and compares every tensor bit for bit with `adapter`, and the settings with `lora`.
 
@@ -201,6 +224,16 @@ def verify_adapter(adapter: Params, lora: LoraConfig, config: LlamaConfig, folde
         if np.asarray(ours).tobytes() != theirs.tobytes():
             raise RuntimeError(f"{folder}: {jax.tree_util.keystr(path)} does not read back as it was exported.")
     return len(_stored(config, list(found["layers"])))
+
+
+def _weights_file(folder: Path) -> Path:
+    if (folder / WEIGHTS_FILE).is_file():
+        return folder / WEIGHTS_FILE
+    pickled = (folder / "adapter_model.bin").is_file()
+    raise UserError(
+        f"{folder} is no PEFT adapter with {WEIGHTS_FILE}."
+        + (" adapter_model.bin is a pickle, which is not read: save it again with PEFT." if pickled else "")
+    )
 
 
 def _stored(config: LlamaConfig, names: list[str]) -> list[_Stored]:
@@ -265,7 +298,7 @@ def _number(path: Path, found: dict[str, Any], name: str, kinds: Any) -> Any:
 def _targets(path: Path, modules: Any, folder: Path) -> tuple[str, ...]:
     """Returns the projections that target_modules means; for a pattern, those that the stored tensors belong to."""
     if isinstance(modules, str):  # a regular expression, or "all-linear"
-        names = {name.split(".")[-3] for name in read_header(folder / WEIGHTS_FILE) if name.count(".") >= 2}
+        names = {name.split(".")[-3] for name in read_header(_weights_file(folder)) if name.count(".") >= 2}
     else:
         names = {str(module).rsplit(".", 1)[-1] for module in modules}
     for name in sorted(names - set(LORA_TARGETS)):

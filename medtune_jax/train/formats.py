@@ -27,6 +27,7 @@ class Identity:
 
     Attributes:
       base_weights, tokenizer, template, data: SHA-256 (data: the encoded rows and the plan of batches).
+      adapter: SHA-256 of the adapter that training started from, "" where from none.
       model: the architecture as a config.json dict.
     """
 
@@ -35,6 +36,7 @@ class Identity:
     template: str
     data: str
     model: dict[str, Any]
+    adapter: str = ""
 
 
 _SPOKEN = {
@@ -43,6 +45,7 @@ _SPOKEN = {
     "template": "wording of the template (data.template)",
     "data": "rows, or another plan of batches (data.path)",
     "model": "architecture (config.json)",
+    "adapter": "adapter to start from (model.lora.path)",
 }
 
 
@@ -92,7 +95,7 @@ def upgraded(meta: Meta, where: Path) -> Meta:
             f"Checkpoint {where} (format version {version}, written by {wrote}) was made with a configuration that "
             f"medtune_jax {medtune_jax.__version__} does not know: {error} Use the version that wrote it."
         ) from None
-    return {**meta, "config": config}
+    return {**meta, "config": config, "identity": {"adapter": "", **meta["identity"]}}
 
 
 def refuse_another_run(meta: Meta, config: Config, identity: Identity, where: Path) -> None:

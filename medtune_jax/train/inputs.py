@@ -12,7 +12,8 @@ from jax.sharding import Mesh
 from medtune_jax.config import Config
 from medtune_jax.convert.hf_config import config_to_hf
 from medtune_jax.convert.hf_import import read_config, weights_sha256
-from medtune_jax.convert.origin import Origin, read_origin, tuned
+from medtune_jax.convert.origin import Origin, read_origin, tuned, with_adapter
+from medtune_jax.convert.peft_adapter import adapter_sha256
 from medtune_jax.data.cache import default_folder, encode_cached
 from medtune_jax.data.encoded import EncodedRows
 from medtune_jax.data.loader import Batch, TrainData, evaluation_batches
@@ -87,9 +88,13 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
         template=template.sha256,
         data=data.sha256,
         model=config_to_hf(model),
+        adapter=adapter_sha256(config.model.lora.path) if config.model.lora.path else "",
     )
     evaluation = _evaluation(config, tokenizer, template, held_out)
-    origin = tuned(read_origin(source), rows)
+    origin = read_origin(source)
+    if config.model.lora.path:
+        origin = with_adapter(origin, Path(config.model.lora.path))
+    origin = tuned(origin, rows)
     if origin.credentialed:
         _log.warning(
             "Tuning on text under a data use agreement (%s): the run folder is made readable by its owner only, and an "

@@ -70,6 +70,11 @@ def load_model(
     if (folder / "checkpoints").is_dir():
         return _load_run(folder, dtype, mesh, max_positions, force_template)
     if not (folder / "config.json").is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise UserError(
+                f"{folder} is a PEFT adapter, not a model. Give the run that it was exported from, or merge it into "
+                "its base with PEFT (merge_and_unload); --config.model.lora.path goes on training from it."
+            )
         raise UserError(f"No model at {folder}: it is neither a Hugging Face directory nor a run folder.")
     config = read_config(folder, max_positions)
     tokenizer = load_tokenizer(folder)
@@ -149,7 +154,7 @@ def _read_run(folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | 
     lora = _lora(meta)
     told = {name: meta[name] for name in ("step", "identity", "checksums")}
     if lora.rank:
-        told["lora"] = dataclasses.asdict(lora)
+        told["lora"] = dataclasses.asdict(dataclasses.replace(lora, path=""))  # where it started from may move
     sha256 = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
     return _Run(trained, lora, config, tokenizer, meta, sha256)
 

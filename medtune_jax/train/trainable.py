@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 
 from medtune_jax.config import Config
 from medtune_jax.convert.hf_import import load_params
+from medtune_jax.convert.peft_adapter import read_matching_adapter
 from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
 from medtune_jax.model.lora import LoraAdapter, abstract_adapter, init_adapter
 from medtune_jax.train.precision import compute_dtype
@@ -42,11 +43,17 @@ def load_frozen(config: Config, model: LlamaConfig, source: Path, mesh: Mesh) ->
 
 
 def init_trainable(config: Config, model: LlamaConfig, source: Path, mesh: Mesh) -> Params:
-    """Returns what is trained as it is before the first update: the weights of `source`, or fresh adapters."""
+    """Returns what is trained as it is before the first update.
+
+    It is the weights of `source`, or adapters: fresh ones, or those of model.lora.path.
+    """
     lora = config.model.lora
     if not lora.rank:
         return load_params(source, model, jnp.float32, mesh)
     places = jax.tree.map(lambda leaf: leaf.sharding, abstract_adapter(model, lora, mesh))
+    if lora.path:
+        start = read_matching_adapter(lora, model)
+        return jax.tree.map(lambda x, place: jax.make_array_from_callback(x.shape, place, x.__getitem__), start, places)
     make = jax.jit(lambda key: init_adapter(key, model, lora), out_shardings=places)
     return make(jax.random.key(config.train.seed))
 
