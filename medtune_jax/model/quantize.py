@@ -53,7 +53,7 @@ _HALF = BLOCK // 2
 
 
 @jax.tree_util.register_dataclass
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class QuantizedKernel:
     """What stands where a kernel [..., I, O] would: a pytree that scan slices and shardings split just as they do that.
 
