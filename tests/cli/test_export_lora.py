@@ -13,10 +13,14 @@ from lora_run import lora_settings
 from tiny_run import MODEL, flags, write_data, write_model
 
 from medtune_jax.cli.main import dispatch
+from medtune_jax.config import MeshConfig
 from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import forward, logits
+from medtune_jax.sharding import make_mesh
+from medtune_jax.train.inputs import read_inputs
 from medtune_jax.train.load import load_adapter, load_model
+from medtune_jax.train.trainable import init_trainable
 
 TOKENS = np.arange(40, 57)[None]
 
@@ -90,6 +94,20 @@ def pefts_logits(base: Path, adapter: Path) -> np.ndarray:
     model = LlamaForCausalLM.from_pretrained(base, dtype=torch.float32)
     with torch.no_grad():
         return PeftModel.from_pretrained(model, str(adapter)).eval()(torch.from_numpy(TOKENS)).logits.numpy()
+
+
+def test_training_goes_on_from_an_exported_adapter_and_remembers_its_rows(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert medtune(capsys, f"--run={home / 'run'}", f"--out={tmp_path / 'adapter'}", "--adapter")[0] == 0
+    config = lora_settings(
+        home / "base", home / "rows", targets=["q_proj", "v_proj", "down_proj"], path=str(tmp_path / "adapter")
+    )
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    inputs = read_inputs(config, mesh)
+    assert inputs.identity.adapter and inputs.origin.data["sample-disease"].rows == 2 * 60
+    started = init_trainable(config, inputs.model, inputs.source, mesh)
+    jax.tree.map(np.testing.assert_array_equal, started, load_adapter(home / "run").params)
 
 
 def test_generate_answers_with_the_adapters(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,7 +15,7 @@ from hf_folder import CONFIG
 from medtune_jax.cli.main import dispatch
 from medtune_jax.convert import push as push_module
 from medtune_jax.convert.hf_export import export_params
-from medtune_jax.convert.origin import Data, Origin, model_card, origin_json, read_origin, tuned
+from medtune_jax.convert.origin import Data, Origin, model_card, origin_json, read_origin, tuned, with_adapter
 from medtune_jax.convert.push import check_release
 from medtune_jax.convert.tiny import write_tiny_model
 from medtune_jax.errors import UserError
@@ -56,6 +56,18 @@ def test_a_model_tuned_on_a_tuned_model_remembers_the_first_data(tmp_path):
     again = tuned(read_origin(tmp_path / "first"), rows("JNLPBA"))
     assert tuned(again, rows("JNLPBA")).data["JNLPBA"].rows == 2
     assert {*again.data} == {"ward", "NCBI-disease", "JNLPBA"} and again.credentialed == ["ward"]
+
+
+def test_what_an_adapter_was_tuned_on_counts_where_training_goes_on_from_it(tmp_path):
+    write_origin(tmp_path / "ours", GATED)
+    assert with_adapter(replace(BASE, data={"ward": Data(2, "ward agreement", True)}), tmp_path / "ours").data == {
+        "ward": Data(5, "ward agreement", True),
+        "NCBI-disease": Data(5, "CC0-1.0", False),
+    }
+    (tmp_path / "theirs").mkdir()
+    assert with_adapter(BASE, tmp_path / "theirs").unlicensed == ["source adapter theirs"]
+    (tmp_path / "theirs" / "README.md").write_text("---\nlicense: mit\n---\n")
+    assert with_adapter(BASE, tmp_path / "theirs").licence == "llama2 AND mit"
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"base": "b"}', '{"base": "b", "base_licence": "c", "data": {"x": {}}}'])

@@ -16,7 +16,12 @@ from safetensors.numpy import load_file, save_file
 
 from medtune_jax.config import LORA_TARGETS, LoraConfig
 from medtune_jax.convert.origin import Data, Origin
-from medtune_jax.convert.peft_adapter import export_adapter, read_adapter, verify_adapter
+from medtune_jax.convert.peft_adapter import (
+    export_adapter,
+    read_adapter,
+    read_matching_adapter,
+    verify_adapter,
+)
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params
 from medtune_jax.model.lora import abstract_adapter
@@ -169,6 +174,14 @@ def test_neutral_values_of_every_field_that_peft_writes_are_read(folder: Path) -
         init_lora_weights="gaussian",
     )
     assert read_adapter(folder, CONFIG)[1] == LORA
+
+
+def test_settings_other_than_the_adapters_are_named_where_training_would_go_on_from_it(folder: Path) -> None:
+    own = dataclasses.replace(LORA, path=str(folder), dropout=0.5)
+    assert read_matching_adapter(own, CONFIG)["layers"].keys() == {"q_proj", "down_proj"}
+    other = dataclasses.replace(own, rank=4, rslora=True, targets=("all",))
+    with pytest.raises(UserError, match=r"rank is 4, the adapter's 3; .*rslora is True, .*targets is q_proj,k_proj"):
+        read_matching_adapter(other, CONFIG)
 
 
 def test_an_adapter_of_other_layers_or_another_base_is_named(folder: Path) -> None:

@@ -18,7 +18,7 @@ from medtune_jax.train.step import make_train_step
 
 def lora_settings(*args: Any, rank: int = 4, alpha: float = 8.0, **changes: Any) -> Config:
     """Returns tiny_run's settings with adapters; changes as dropout=0.1 (of model.lora) or group__leaf=value."""
-    own = {name: changes.pop(name) for name in ("dropout", "targets", "rslora", "base") if name in changes}
+    own = {name: changes.pop(name) for name in ("dropout", "targets", "rslora", "base", "path") if name in changes}
     return settings(*args, model__lora={"rank": rank, "alpha": alpha, **own}, **changes)
 
 

@@ -93,7 +93,12 @@ def test_no_gradient_of_the_base_nor_of_its_head_is_computed(tokenizer):
 
 def test_state_and_checkpoint_hold_adapters_only(model_folder, data_folder, tmp_path):
     config = lora_settings(
-        model_folder, data_folder, targets=["q_proj", "v_proj"], train__steps=1, evaluation__every_steps=0
+        model_folder,
+        data_folder,
+        targets=["q_proj", "v_proj"],
+        train__steps=1,
+        train__batch_size=8,
+        evaluation__every_steps=0,
     )
     train(config, tmp_path / "run")
     state = abstract_state(
