@@ -231,8 +231,7 @@ class _Watch:
         told = ", ".join(map(str, processes))
         return Note(
             EXIT_INTERRUPTED,
-            f"process {told} of {self._count} (counted from 0) was lost: nothing was heard of it for up to "
-            f"{self._timeout:g} s. {self.how_to_go_on()}",
+            f"process {told} of {self._count} (counted from 0) was lost: it no longer answers. {self.how_to_go_on()}",
             processes,
         )
 
@@ -328,8 +327,8 @@ class _Abort:
         os._exit(EXIT_INTERRUPTED)
 
 
-def _answers(address: str) -> bool:
-    host, port = address.rsplit(":", 1)
+def _answers(address: str | None) -> bool:
+    host, port = (address or ":0").rsplit(":", 1)
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
         return True

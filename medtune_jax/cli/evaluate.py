@@ -72,6 +72,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Evaluates and returns the summary of scores with its timing."""
+    from medtune_jax.processes import refuse_several
+
+    refuse_several("evaluate")
     if flags.decode != "sample":
         refuse_given(flags, OF_SAMPLE, f"--decode={flags.decode}", "--decode=sample")
     if flags.decode in ("template", "loglikelihood"):

@@ -57,6 +57,9 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
+    from medtune_jax.processes import refuse_several
+
+    refuse_several("export")
     from medtune_jax.convert.folder import check_target
     from medtune_jax.convert.origin import read_origin
     from medtune_jax.convert.push import check_release, push

@@ -17,6 +17,7 @@ from medtune_jax.data.loader import Batch
 from medtune_jax.sharding import batch_sharding
 
 T = TypeVar("T")
+Index = tuple[slice, ...] | None
 
 
 def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
@@ -28,17 +29,23 @@ def put(batch: Batch, mesh: Mesh) -> dict[str, jax.Array]:
 def put_rows(make: Callable[[slice], Batch], size: int, mesh: Mesh) -> dict[str, jax.Array]:
     """Lays a batch of `size` rows out over the mesh; `make` is asked for the rows of this process's devices only."""
     place = batch_sharding(mesh)
-    spans = [index[0].indices(size) for index in place.addressable_devices_indices_map((size,)).values()]
-    first, end = min(start for start, _, _ in spans), max(stop for _, stop, _ in spans)
+    spans = [_span(index, size) for index in place.addressable_devices_indices_map((size,)).values()]
+    first, end = min(start for start, _ in spans), max(stop for _, stop in spans)
 
     def laid_out(own: np.ndarray) -> jax.Array:
-        def of_device(index: tuple[slice, ...]) -> np.ndarray:
-            start, stop, _ = index[0].indices(size)
+        def of_device(index: Index) -> np.ndarray:
+            start, stop = _span(index, size)
             return own[start - first : stop - first]
 
         return jax.make_array_from_callback((size, *own.shape[1:]), place, of_device)
 
     return {name: laid_out(own) for name, own in make(slice(first, end)).items()}
+
+
+def _span(index: Index, size: int) -> tuple[int, int]:
+    """Returns the first row that an index of a device's part takes, and the one after its last."""
+    rows = slice(None) if index is None else index[0]
+    return rows.indices(size)[:2]
 
 
 @contextmanager
