@@ -10,7 +10,7 @@ from importlib import import_module
 import jax
 import jax.numpy as jnp
 
-from medtune_jax.model.kernels import over_mesh
+from medtune_jax.model.kernels import KERNELS, over_mesh
 
 _SMALLEST_BLOCK = 64  # query rows whose scores are held at once; also the grain of causal skipping
 _CACHED_BLOCK = 32  # the same of queries against a cache
@@ -25,15 +25,21 @@ def attention(
 
     Args:
       q_BSHE, k_BSKE, v_BSKE: rotated queries and keys, and values; query head h reads key-value head h // G.
-      segment_ids_BS: int32; a position attends earlier positions of its own segment only. 0 is padding.
+      segment_ids_BS: int32; a position attends earlier positions of its own segment only, whose positions lie
+        together. 0 is padding.
       implementation: a backend by the name that `backends.resolve` gives. A kernel ("splash", "cudnn", "triton") runs
         on each device of the mesh in context for its own rows and heads.
 
     Returns:
       [B, S, H, E] in q's dtype; softmax in float32, scores scaled by 1/sqrt(E). Rows of padding hold finite values.
+
+    Raises:
+      ValueError: no backend of that name; "auto" among them, since here the devices are not known.
     """
     if implementation == "xla":
         return _xla(q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
+    if implementation not in KERNELS:
+        raise ValueError(f"no attention backend '{implementation}': resolve it first (model/backends.py)")
     kernel = import_module(f"medtune_jax.model.kernels.{implementation}")  # only where it is used: imports are slow
     return over_mesh(kernel.attend, q_BSHE, k_BSKE, v_BSKE, segment_ids_BS)
 

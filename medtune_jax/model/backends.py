@@ -14,15 +14,16 @@ our assumption; scripts/bench/gpu.sh times each by name.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medtune_jax.errors import UserError, did_you_mean
+from medtune_jax.model.kernels import cudnn
 
-_PREFERRED = {"tpu": ("splash",), "gpu": ("cudnn", "triton"), "cpu": ()}
-_KERNELS = ("splash", "cudnn", "triton")
+Name = Literal["xla", "splash", "cudnn", "triton"]
+_PREFERRED: dict[str, tuple[Name, ...]] = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "triton", "xla"), "cpu": ("xla",)}
 _DEVICES = {"tpu": "TPUs", "gpu": "GPUs", "cpu": "CPUs"}
 
 
@@ -30,7 +31,7 @@ _DEVICES = {"tpu": "TPUs", "gpu": "GPUs", "cpu": "CPUs"}
 class Backend:
     """A backend that can run, by the name that `attention` takes, and why it was taken."""
 
-    name: str
+    name: Name
     reason: str
 
     def __str__(self) -> str:
@@ -62,17 +63,10 @@ def choose(
 ) -> Backend:
     """Returns the backend for the devices of `mesh`, which need not be attached; see `resolve`."""
     device = mesh.devices.flat[0]
-    gpu = device.platform == "gpu"
-    capability = _capability(device) if gpu else None
-    why_no_cudnn = None
-    if capability is not None:
-        from medtune_jax.model.kernels import cudnn
-
-        why_no_cudnn = cudnn.why_not()
-    return resolve(
-        implementation,
-        Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, why_no_cudnn),
-    )
+    capability = _capability(device) if device.platform == "gpu" else None
+    no_cudnn = cudnn.why_not() if capability is not None else None
+    site = Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, no_cudnn)
+    return resolve(implementation, site)
 
 
 def resolve(implementation: str, site: Site) -> Backend:
@@ -81,31 +75,24 @@ def resolve(implementation: str, site: Site) -> Backend:
     Raises:
       UserError: a backend that was named cannot run there; says why and what to choose.
     """
+    able: dict[Name, str | None] = {name: _why_not(name, site) for name in _PREFERRED[site.platform]}
+    best = next(name for name, why in able.items() if why is None)  # xla is always able
     if implementation == "auto":
-        refused = {}
-        for name in _PREFERRED.get(site.platform, ()):
+        refused = [f"not {name}: {why}" for name, why in able.items() if why is not None]
+        return Backend(best, "; ".join([f"on {_DEVICES[site.platform]}", *refused]))
+    for name in get_args(Name):
+        if name == implementation:
             why = _why_not(name, site)
-            if why is None:
-                fallen = "".join(f"; not {other}: {reason}" for other, reason in refused.items())
-                return Backend(name, f"on {_DEVICES[site.platform]}{fallen}")
-            refused[name] = why
-        fallen = "".join(f"; not {other}: {reason}" for other, reason in refused.items())
-        return Backend("xla", f"on {_DEVICES.get(site.platform, site.platform)}{fallen}")
-    if implementation == "xla":
-        return Backend("xla", "as configured")
-    if implementation not in _KERNELS:
-        raise UserError(
-            f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', 'xla', *_KERNELS))}"
-        )
-    why = _why_not(implementation, site)
-    if why is not None:
-        instead = resolve("auto", site).name
-        raise UserError(f"model.attention={implementation} cannot run: {why}. Choose {instead}, or auto.")
-    return Backend(implementation, "as configured")
+            if why is not None:
+                raise UserError(f"model.attention={name} cannot run: {why}. Choose {best}, or auto.")
+            return Backend(name, "as configured")
+    raise UserError(f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', *get_args(Name)))}")
 
 
-def _why_not(name: str, site: Site) -> str | None:
-    """Returns why a kernel cannot run at `site`, None if it can."""
+def _why_not(name: Name, site: Site) -> str | None:
+    """Returns why a backend cannot run at `site`, None if it can."""
+    if name == "xla":
+        return None
     if name == "splash":
         return None if site.platform == "tpu" else "it is a TPU kernel"
     if site.platform != "gpu" or site.capability is None:
@@ -121,9 +108,7 @@ def _why_not(name: str, site: Site) -> str | None:
         return None
     if site.cudnn is not None:
         return site.cudnn
-    from medtune_jax.model.kernels.cudnn import most_documents
-
-    most = most_documents(site.sequence)
+    most = cudnn.most_documents(site.sequence)
     if site.documents is not None and site.documents > most:
         return f"a sequence of {site.sequence} positions holds up to {site.documents} documents, and it takes {most}"
     return None

@@ -17,6 +17,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from medtune_jax.sharding import RULES
 
+KERNELS = ("splash", "cudnn", "triton")
 Attend = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], jax.Array]
 
 
