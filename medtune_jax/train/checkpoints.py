@@ -105,7 +105,7 @@ class Checkpoints:
         if not self.folder.parent.is_dir():  # Orbax would make it anew, and nothing else would be in it
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.folder.parent))
         self._writes = True
-        meta = make_meta(step, config, identity, {name: int(checksum(item)) for name, item in arrays.items()})
+        meta = make_meta(step, config, identity, {name: checksum(item) for name, item in arrays.items()})
         saves = {name: ocp.args.StandardSave(item) for name, item in arrays.items()}
         self.wait()  # Orbax would skip this save while another is under way
         saved = self._manager.save(step, args=ocp.args.Composite(meta=ocp.args.JsonSave(meta), **saves), force=force)
@@ -188,7 +188,7 @@ class Checkpoints:
             stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
         arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(stored)})
         item = _readable(lambda: self._manager.restore(step, args=arguments)[name])
-        if int(checksum(item)) != meta["checksums"][name]:  # the same on every process
+        if checksum(item) != meta["checksums"][name]:  # the same on every process
             raise Unreadable(f"the checksum of its {name} is wrong")
         leaves, tree = jax.tree.flatten(item)
         del item

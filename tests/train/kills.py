@@ -20,12 +20,45 @@ _POLL = 0.0005  # seconds; a tiny checkpoint is written in some tens of millisec
 _MEASURED = ("second", "mfu", "goodput", "memory")  # parts of the names of what may differ between equal runs
 
 
-def start(config: Config, workdir: Path, *, python: str = sys.executable) -> subprocess.Popen[str]:
+def start(config: Config, workdir: Path, *, program: tuple[str, ...] = ("-m", "medtune_jax")) -> subprocess.Popen[str]:
     """Starts `python -m medtune_jax train` on one device; its output goes to <workdir>.log, appended."""
     environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
     with workdir.with_suffix(".log").open("a") as output:
-        command = [python, "-m", "medtune_jax", *flags(config, workdir)]
+        command = [sys.executable, *program, *flags(config, workdir)]
         return subprocess.Popen(command, stdout=output, stderr=output, text=True, env=environment)
+
+
+def kill_at(phase: str, config: Config, workdir: Path, count: int) -> bool:
+    """Runs until the run kills itself when `phase` (of killed.py) comes for the count-th time; whether it did."""
+    process = start(config, workdir, program=(str(Path(__file__).with_name("killed.py")), phase, str(count)))
+    return process.wait(_PATIENCE) == -signal.SIGKILL
+
+
+def kill_in_a_write(config: Config, workdir: Path, count: int) -> bool:
+    """Kills inside the count-th write of a new process; False where the write was complete before the kill."""
+    process = start(config, workdir)
+    assert signal_when(process, workdir, is_writing(workdir, count), signal.SIGKILL) == -signal.SIGKILL
+    return bool(writes_in_progress(workdir))
+
+
+def kill_after_a_step(config: Config, workdir: Path, steps: int) -> bool:
+    """Kills right after the line of a step, `steps` beyond those of the newest checkpoint, appears."""
+    checkpoints = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
+    logged = steps_logged(workdir)
+    process = start(config, workdir)
+    resumed = max(checkpoints, default=0)
+    began = has_logged(workdir, resumed + steps)
+    # A resumed run first cuts the lines of steps that it will do again.
+    cut = (lambda: steps_logged(workdir) <= resumed) if logged > resumed else (lambda: True)
+    seen_cut = False
+
+    def moment() -> bool:
+        nonlocal seen_cut
+        seen_cut = seen_cut or cut()
+        return seen_cut and began()
+
+    assert signal_when(process, workdir, moment, signal.SIGKILL) == -signal.SIGKILL
+    return steps_logged(workdir) >= resumed + steps
 
 
 def finish(config: Config, workdir: Path) -> None:
@@ -93,9 +126,14 @@ def final_arrays(workdir: Path) -> dict[str, Any]:
 
     newest = max(int(path.name) for path in (workdir / "checkpoints").iterdir() if path.name.isdigit())
     found = {}
+    one_device = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # whatever the run's devices were
     for item in ("params", "optimizer"):
+        folder = (workdir / "checkpoints" / str(newest) / item).absolute()
         with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore((workdir / "checkpoints" / str(newest) / item).absolute())
+            stored = reader.metadata(folder).item_metadata.tree
+            tree = reader.restore(
+                folder, jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=one_device), stored)
+            )
         for path, leaf in jax.tree.leaves_with_path(tree):
             found[f"{newest}/{item}{jax.tree_util.keystr(path)}"] = jax.device_get(leaf)
     return found

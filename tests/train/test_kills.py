@@ -1,7 +1,9 @@
 """A run that is stopped or killed anywhere ends with the same bits as one that is not."""
 
+import dataclasses
 import random
 import signal
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +12,9 @@ from kills import (
     final_arrays,
     finish,
     has_logged,
-    is_writing,
+    kill_after_a_step,
+    kill_at,
+    kill_in_a_write,
     metric_lines,
     signal_when,
     start,
@@ -20,7 +24,7 @@ from kills import (
 )
 from tiny_run import settings
 
-from medtune_jax.config import Config
+from medtune_jax.config import Config, LoraConfig
 from medtune_jax.errors import EXIT_INTERRUPTED
 
 
@@ -45,33 +49,6 @@ def assert_same_run(workdir: Path, undisturbed: Path) -> None:
     assert not writes_in_progress(workdir)
 
 
-def kill_in_a_write(config: Config, workdir: Path, count: int) -> bool:
-    """Kills inside the count-th write of a new process; False where the write was complete before the kill."""
-    process = start(config, workdir)
-    assert signal_when(process, workdir, is_writing(workdir, count), signal.SIGKILL) == -signal.SIGKILL
-    return bool(writes_in_progress(workdir))
-
-
-def kill_after_a_step(config: Config, workdir: Path, steps: int) -> bool:
-    """Kills right after the line of a step, `steps` beyond those of the newest checkpoint, appears."""
-    checkpoints = [int(path.name) for path in (workdir / "checkpoints").glob("*") if path.name.isdigit()]
-    logged = steps_logged(workdir)
-    process = start(config, workdir)
-    resumed = max(checkpoints, default=0)
-    began = has_logged(workdir, resumed + steps)
-    # A resumed run first cuts the lines of steps that it will do again.
-    cut = (lambda: steps_logged(workdir) <= resumed) if logged > resumed else (lambda: True)
-    seen_cut = False
-
-    def moment() -> bool:
-        nonlocal seen_cut
-        seen_cut = seen_cut or cut()
-        return seen_cut and began()
-
-    assert signal_when(process, workdir, moment, signal.SIGKILL) == -signal.SIGKILL
-    return steps_logged(workdir) >= resumed + steps
-
-
 @pytest.fixture(scope="module")
 def undisturbed(model_folder, data_folder, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
@@ -91,26 +68,63 @@ def test_sigterm_saves_and_says_how_to_go_on(model_folder, data_folder, undistur
     assert_same_run(workdir, undisturbed)
 
 
-def test_killed_three_times_it_ends_with_the_same_bits(model_folder, data_folder, undisturbed, tmp_path):
+def test_killed_five_times_it_ends_with_the_same_bits(model_folder, data_folder, undisturbed, tmp_path):
     config, workdir = small_run(model_folder, data_folder, 17), tmp_path / "run"
     assert kill_after_a_step(config, workdir, 4)
     assert kill_in_a_write(config, workdir, 2)
-    assert kill_after_a_step(config, workdir, 1)
+    assert kill_at("restoring", config, workdir, 2)
+    assert kill_at("evaluation", config, workdir, 1)
+    assert kill_at("removing", config, workdir, 1)
     finish(config, workdir)
     assert_same_run(workdir, undisturbed)
 
 
-@pytest.mark.slow
-def test_killed_thirty_times_it_ends_with_the_same_bits(model_folder, data_folder, tmp_path):
-    config = small_run(model_folder, data_folder, 150)
+def lora_run(model: Path, data: Path, steps: int) -> Config:
+    config = small_run(model, data, steps)
+    lora = LoraConfig(rank=2, dropout=0.1)
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
+
+
+def test_killed_in_a_write_of_adapters_it_ends_with_the_same_bits(model_folder, data_folder, tmp_path):
+    config = lora_run(model_folder, data_folder, 7)
     finish(config, tmp_path / "undisturbed")
-    workdir, draw = tmp_path / "run", random.Random(0)
-    in_a_write = after_a_step = 0
-    for kill in range(34):
-        if kill % 2:
-            in_a_write += kill_in_a_write(config, workdir, draw.randint(1, 3))
-        else:
-            after_a_step += kill_after_a_step(config, workdir, draw.randint(1, 7))
-    assert in_a_write >= 10 and after_a_step >= 10, (in_a_write, after_a_step)
+    assert kill_in_a_write(config, tmp_path / "run", 2)
+    finish(config, tmp_path / "run")
+    assert_same_run(tmp_path / "run", tmp_path / "undisturbed")
+    assert any("lora" in name or "/a" in name for name in final_arrays(tmp_path / "run"))
+
+
+def kill(phase: str, config: Config, workdir: Path, draw: random.Random) -> bool:
+    """Kills at a moment of `phase`; False where the moment was missed."""
+    if phase == "write":
+        return kill_in_a_write(config, workdir, draw.randint(1, 3))
+    if phase == "step":
+        return kill_after_a_step(config, workdir, draw.randint(1, 7))
+    return kill_at(phase, config, workdir, 1 if phase in ("starting", "cutting") else draw.randint(1, 2))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "make, kills",
+    [
+        (small_run, {"write": 4, "step": 3, "evaluation": 1, "restoring": 1, "removing": 1, "committing": 1}),
+        (small_run, {"write": 3, "step": 4, "evaluation": 1, "restoring": 1, "starting": 1, "removing": 1}),
+        (small_run, {"write": 3, "step": 4, "evaluation": 1, "restoring": 1, "cutting": 1, "committing": 1}),
+        (lora_run, {"write": 1, "step": 1, "evaluation": 1, "removing": 1}),
+    ],
+    ids=["full, 13", "full, 13 more", "full, 13 others", "lora, 6"],
+)
+def test_killed_in_every_phase_it_ends_with_the_same_bits(model_folder, data_folder, tmp_path, make, kills):
+    """Over the four: 13 in a write, 2 more before its commit, 15 after a step, 4 in an evaluation, 3 restoring, ..."""
+    config = make(model_folder, data_folder, 10 * sum(kills.values()))
+    finish(config, tmp_path / "undisturbed")
+    workdir, draw = tmp_path / "run", random.Random(str(kills))
+    phases = [phase for phase, count in kills.items() for _ in range(count)]
+    draw.shuffle(phases)
+    hit = Counter()
+    for phase in ("step", "write", *phases):  # the first two leave something to restore
+        hit[phase] += kill(phase, config, workdir, draw)
+    print(f"killed: {dict(hit)}")
+    assert all(hit[phase] >= count for phase, count in kills.items()), hit
     finish(config, workdir)
     assert_same_run(workdir, tmp_path / "undisturbed")
