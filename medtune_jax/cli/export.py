@@ -131,6 +131,7 @@ def _export_adapter(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> 
         run.config,
         out,
         base=str(run.base),
+        base_sha256=run.base_sha256,
         tokenizer=run.tokenizer,
         template=run.template,
         origin=origin,

@@ -76,6 +76,7 @@ def export_adapter(
     folder: str | Path,
     *,
     base: str = "",
+    base_sha256: str | None = None,
     tokenizer: Tokenizer | None = None,
     template: str | None = None,
     origin: Origin | None = None,
@@ -85,7 +86,8 @@ def export_adapter(
     Args:
       adapter: the tree of model/lora.py; config: the base's architecture.
       folder: absent, or empty.
-      base: where the base model is found, as PEFT will look for it.
+      base: where the base model is found, as PEFT will look for it; base_sha256: the identity of its weights
+        (convert/hf_import.py), for the card.
       tokenizer, template, origin: as in convert/hf_export.py.
 
     Raises:
@@ -113,6 +115,8 @@ def export_adapter(
     about = {
         "adapter": f"LoRA of rank {lora.rank}, alpha {alpha}{' (rsLoRA)' if lora.rslora else ''}, on {', '.join(names)}"
     }
+    if base_sha256:
+        about["base weights"] = f"SHA-256 {base_sha256} over the names, dtypes, shapes and bytes of all tensors"
     stored = _stored(config, names)
     shapes = abstract_adapter(config, lora)["layers"]
     entries = [(one.name, "F32", shapes[one.projection][one.part].shape[:0:-1]) for one in stored]

@@ -113,7 +113,7 @@ def load_adapter(run: str | Path) -> LoadedAdapter:
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} is no run folder, and only a run has an adapter to take out.")
-    found = _read_run(folder, jnp.float32, None, None)
+    found = _read_run(folder, jnp.float32, _one_device(), None)
     if not found.lora.rank:
         raise UserError(f"{folder} tuned all weights (model.lora.rank is 0): there is no adapter. Export the weights.")
     return LoadedAdapter(
@@ -139,15 +139,18 @@ class _Run(NamedTuple):
     sha256: str
 
 
-def _read_run(folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None) -> _Run:
+def _one_device() -> Mesh:
+    return make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
+
+
+def _read_run(folder: Path, dtype: Any, mesh: Mesh, max_positions: int | None) -> _Run:
     config = read_config(folder / "model", max_positions)
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
-    place = mesh or make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
 
     def abstract(meta: dict[str, Any]) -> Params:
         lora = _lora(meta)
-        return abstract_adapter(config, lora, place) if lora.rank else abstract_params(config, dtype, place)
+        return abstract_adapter(config, lora, mesh) if lora.rank else abstract_params(config, dtype, mesh)
 
     with Checkpoints(folder / "checkpoints") as checkpoints:
         trained, meta = checkpoints.read_params(abstract)
@@ -170,6 +173,7 @@ def _template(folder: Path, meta: dict[str, Any], *, force: bool) -> str | None:
 def _load_run(
     folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None, force_template: bool
 ) -> LoadedModel:
+    mesh = mesh or _one_device()
     found = _read_run(folder, dtype, mesh, max_positions)
     template = _template(folder, found.meta, force=force_template)
     params, lora = found.trained, None
