@@ -19,6 +19,7 @@ from medtune_jax.errors import UserError
 
 MESH_AXES = ("dcn_data", "data", "fsdp", "tensor")
 BATCH_AXES = ("dcn_data", "data", "fsdp")
+_HOST = "pinned_host"
 _AUTO = (AxisType.Auto,) * len(MESH_AXES)
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -80,6 +81,7 @@ def parameter_sharding(name: str, shape: tuple[int, ...], axes: tuple[str | None
     """Returns the sharding of one parameter.
 
     Key-value heads fewer than the tensor axis are replicated (logged); anything else that does not divide is an error.
+    `shape` counts heads where the axis would cut one in two (`model.llama.whole_heads`).
 
     Raises:
       UserError: a dimension is not divisible by the mesh axes that its rule names.
@@ -89,7 +91,7 @@ def parameter_sharding(name: str, shape: tuple[int, ...], axes: tuple[str | None
         split = RULES[axis] if axis is not None else ()
         ways = math.prod(mesh.shape[mesh_axis] for mesh_axis in split)
         if ways > 1 and size % ways:
-            if axis != "kv_heads":
+            if axis != "kv_heads" or size > ways:
                 raise UserError(
                     f"{name}: dimension '{axis}' of size {size} cannot be split {ways} ways over mesh axis "
                     f"{'x'.join(split)}; choose a --config.mesh.{split[0]} that divides {size}."
@@ -114,6 +116,22 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of a value that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def in_host_memory(sharding: NamedSharding, setting: str) -> NamedSharding:
+    """Returns the sharding with every device's part in the pinned memory of its host.
+
+    Raises:
+      UserError: the devices have no such memory; names `setting`, which asks for it.
+    """
+    device = sharding.mesh.devices.flat[0]
+    kinds = [memory.kind for memory in device.addressable_memories()]
+    if _HOST not in kinds:
+        raise UserError(
+            f"{setting} needs pinned host memory, which {device.device_kind} with this version of jax does not have "
+            f"(it has {', '.join(kinds)}): leave it at its default."
+        )
+    return sharding.with_memory_kind(_HOST)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -94,11 +95,42 @@ def test_what_does_not_divide_is_an_error_that_names_the_parameter(
     assert parameter in str(error.value) and str(value) in str(error.value)
 
 
+def test_key_value_heads_that_outnumber_tensor_must_divide() -> None:
+    config = dataclasses.replace(CONFIG, num_heads=12, num_kv_heads=6, hidden_size=96)
+    with pytest.raises(UserError, match=r"k_proj.*'kv_heads' of size 6 cannot be split 4 ways over mesh axis tensor"):
+        param_shardings(config, make_mesh(MeshConfig(fsdp=2, tensor=4)))
+
+
+def test_a_vocabulary_that_does_not_divide_is_padded_and_split() -> None:
+    """32,001 tokens, as in checkpoints with an added padding token."""
+    config = dataclasses.replace(CONFIG, vocab_size=32_001)
+    params = abstract_params(config, jnp.float32, make_mesh(MeshConfig(fsdp=1, tensor=8)))
+    table = params["embed_tokens"]["embedding"]
+    assert table.shape[0] == 32_128
+    assert table.sharding.shard_shape(table.shape) == (32_128 // 8, 64)
+
+
 def test_query_heads_are_never_cut_in_two() -> None:
     """6 heads of width 8 make 48 columns, which 8 divides, though 8 devices cannot share 6 heads."""
     config = dataclasses.replace(CONFIG, num_heads=6, num_kv_heads=6)
     with pytest.raises(UserError, match="q_proj"):
         param_shardings(config, make_mesh(MeshConfig(fsdp=1, tensor=8)))
+
+
+def test_an_index_of_dcn_data_is_one_slice(tpu_devices: Callable[..., list[Any]]) -> None:
+    devices = tpu_devices("v5e:2x2", num_slices=2)
+    shuffled = devices[1::2] + devices[::2]
+    mesh = make_mesh(MeshConfig(dcn_data=2, fsdp=2, tensor=2), shuffled)
+    assert tuple(mesh.shape.values()) == (2, 1, 2, 2)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+
+
+@pytest.mark.parametrize("sizes", [{"fsdp": 8}, {"dcn_data": 4, "fsdp": 2}])
+def test_slices_that_dcn_data_does_not_count_are_an_error(
+    sizes: dict[str, int], tpu_devices: Callable[..., list[Any]]
+) -> None:
+    with pytest.raises(UserError, match=r"2 slices: set --config.mesh.dcn_data=2"):
+        make_mesh(MeshConfig(**sizes), tpu_devices("v5e:2x2", num_slices=2))
 
 
 def test_a_batch_is_split_over_all_data_axes() -> None:

@@ -19,6 +19,7 @@ from medtune_jax.model import matmul
 from medtune_jax.model.attention import attention as attend_segments
 from medtune_jax.model.embedding import embed
 from medtune_jax.model.quantize import abstract_kernel
+from medtune_jax.model.remat import projected, rematerialized
 from medtune_jax.sharding import constrain, parameter_sharding
 
 Params = dict[str, Any]
@@ -276,7 +277,7 @@ def layer(
     batch, sequence, _ = x_BSD.shape
 
     def project(name: str, h_BSi: jax.Array) -> jax.Array:
-        y_BSo = dense(h_BSi, weights[name]["kernel"])
+        y_BSo = projected(dense(h_BSi, weights[name]["kernel"]))
         update_BSo = adapt(name, h_BSi) if adapt is not None else None
         return y_BSo if update_BSo is None else y_BSo + update_BSo
 
@@ -332,7 +333,7 @@ def forward(
       tokens_BS, positions_BS: int32. Positions restart in each document.
       segment_ids_BS: int32; a token attends earlier tokens of its own segment; None = one segment.
       attention: backend of the entry in model/attention.py.
-      remat: "full" recomputes each layer in the backward pass, "none" keeps its activations.
+      remat: what of each layer is kept for the backward pass, a name of model/remat.py.
       compute_dtype: dtype of activations and of the parameters as they are used.
       adapter: low-rank updates of the projections; None = the parameters as they are.
 
@@ -350,10 +351,10 @@ def forward(
         adapt = None if adapter is None else partial(adapter.update, low_rank, index)
         return layer(x_BSD, weights, config, rope, lambda q, k, v: (attend(q, k, v), None), adapt)
 
-    if remat == "full":
-        body = jax.checkpoint(body, prevent_cse=False)
     low_rank = {} if adapter is None else adapter.params["layers"]
-    x_BSD, _ = jax.lax.scan(body, x_BSD, (params["layers"], low_rank, jnp.arange(config.num_layers)))
+    x_BSD, _ = jax.lax.scan(
+        rematerialized(body, remat), x_BSD, (params["layers"], low_rank, jnp.arange(config.num_layers))
+    )
     return rms_norm(x_BSD, params["norm"]["scale"], config.rms_norm_eps)
 
 

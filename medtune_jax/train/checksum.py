@@ -27,7 +27,7 @@ def checksum(tree: Any) -> int:
 
 @jax.jit
 def _of_leaf(leaf: jax.Array) -> jax.Array:
-    bits = _bits(leaf)
+    bits = _bits(jax.device_put(leaf, jax.memory.Space.Device))  # it may wait in host memory (optimizer.offload)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):
         place = place * size + jax.lax.broadcasted_iota(jnp.uint32, bits.shape, axis)

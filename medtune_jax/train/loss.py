@@ -23,13 +23,13 @@ from medtune_jax.sharding import BATCH_AXES, rows_divide, spec
 
 Sums = tuple[jax.Array, jax.Array]  # (weighted, plain)
 
-_PIECE_BYTES = 2**25  # float32 logits of a piece on one device
+PIECE_BYTES = 2**25  # float32 logits of a piece on one device
 _PIECE_MULTIPLE = 64
 
 
 def chunk_size(rows: int, vocab: int) -> int:
     """Returns C, a multiple of 64, for `rows` sequences and `vocab` logit columns on one device."""
-    return max(1, _PIECE_BYTES // (4 * rows * vocab * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
+    return max(1, PIECE_BYTES // (4 * rows * vocab * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
 
 
 def linear_cross_entropy(

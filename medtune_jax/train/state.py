@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from medtune_jax.config import Config
 from medtune_jax.model.llama import LlamaConfig, Params
-from medtune_jax.sharding import replicated
+from medtune_jax.sharding import in_host_memory, replicated
 from medtune_jax.train.guard import Guard, init_guard
 from medtune_jax.train.optimizer import Optimizer
 from medtune_jax.train.trainable import abstract_trainable
@@ -23,7 +23,7 @@ class TrainState(NamedTuple):
     Attributes:
       step: int32 scalar array, updates done.
       params: what is trained (train/trainable.py), float32.
-      opt_state: optax's state; moments lie as their parameters do.
+      opt_state: optax's state; moments lie as their parameters do, with optimizer.offload in host memory.
       guard: what the judgement of a step looks back on (train/guard.py).
     """
 
@@ -34,16 +34,23 @@ class TrainState(NamedTuple):
 
 
 def abstract_state(config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> TrainState:
-    """Returns the state as ShapeDtypeStructs with shardings; nothing is allocated."""
+    """Returns the state as ShapeDtypeStructs with shardings; nothing is allocated.
+
+    Raises:
+      UserError: a parameter cannot be split over `mesh`; optimizer.offload where the devices have no host memory.
+    """
     params = abstract_trainable(config, model, mesh)
     everywhere = replicated(mesh)
 
     def like(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    def place(param: Any) -> Any:
+        return in_host_memory(param.sharding, "optimizer.offload") if config.optimizer.offload else param.sharding
+
     opt_state = optax.tree_map_params(
         optimizer.transform,
-        lambda leaf, param: like(leaf, param.sharding),
+        lambda leaf, param: like(leaf, place(param)),
         jax.eval_shape(optimizer.transform.init, params),
         params,
         transform_non_params=lambda leaf: like(leaf, everywhere),

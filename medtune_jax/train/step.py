@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 from medtune_jax.config import Config
 from medtune_jax.model import backends
 from medtune_jax.model.llama import LlamaConfig, Params, forward, head
-from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, replicated
+from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, in_host_memory, replicated
 from medtune_jax.train.guard import choose, judge
 from medtune_jax.train.loss import chunk_size, linear_cross_entropy
 from medtune_jax.train.optimizer import Optimizer
@@ -50,7 +50,13 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
     Metrics, float32 scalars: loss (nats per loss token, unweighted), weighted_loss (what is minimised), grad_norm
     (before clipping), learning_rate (of this update), loss_tokens; skipped (1 where the update was bad, else 0),
     skipped_in_a_row (bad ones since the last good one).
+
+    Raises:
+      UserError: a parameter cannot be split over the mesh, the attention backend cannot run on it, or what is to wait
+        in host memory cannot.
     """
+    if config.model.remat == "offload":
+        in_host_memory(replicated(mesh), "model.remat=offload")
     sums = _make_sums(config, model, mesh)
     precision, accumulation = PRECISIONS[config.train.precision], config.train.accumulation
     state_shardings = shardings(abstract_state(config, model, optimizer, mesh))
@@ -81,9 +87,9 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
         loss = plain / count
         grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(grads)))
         good, guard = judge(state.guard, loss, grad_norm, config.train.spike_factor)
-        updates, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        updated = (optax.apply_updates(state.params, updates), opt_state)
-        params, opt_state = choose(good, updated, (state.params, state.opt_state))
+        before = (state.params, _on_device(config, state.opt_state, state_shardings.opt_state))
+        updates, opt_state = optimizer.transform.update(grads, before[1], state.params)
+        params, opt_state = choose(good, (optax.apply_updates(state.params, updates), opt_state), before)
         metrics = {
             "loss": loss,
             "weighted_loss": weighted,
@@ -101,6 +107,13 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
+
+
+def _on_device(config: Config, opt_state: Any, places: Any) -> Any:
+    """Brings moments that wait in host memory to the devices; the step's output shardings send them back."""
+    if not config.optimizer.offload:
+        return opt_state
+    return jax.device_put(opt_state, jax.tree.map(lambda place: place.with_memory_kind("device"), places))
 
 
 def make_eval_step(config: Config, model: LlamaConfig, mesh: Mesh) -> jax.stages.Wrapped:
