@@ -1,0 +1,172 @@
+"""A run folder that is full, closed, gone or in use: named, nothing lost, nothing half-written."""
+
+import errno
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from kills import REPOSITORY, metric_lines
+from tiny_run import settings
+
+from medtune_jax.config import Config
+from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.train import loop, run_folder
+from medtune_jax.train.loop import train
+from medtune_jax.train.storage import one_writer, storage_errors_named
+
+
+def one_device(model: Path, data: Path, **changes) -> Config:
+    return settings(model, data, train__batch_size=8, mesh__fsdp=8, evaluation__every_steps=0, **changes)
+
+
+def no_space(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def at_call(owner: object, name: str, count: int, monkeypatch: pytest.MonkeyPatch, act: Callable[..., None]) -> None:
+    """Lets act() happen before the count-th call of `owner.name`."""
+    plain, calls = getattr(owner, name), []
+
+    def call(*args, **kwargs):
+        calls.append(name)
+        if len(calls) == count:
+            act(*args, **kwargs)
+        return plain(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, call)
+
+
+WRITES = {  # what is written, and at which of its writes the disk is full
+    "config.json": (run_folder, "write_whole", 1),
+    "model": (run_folder, "write_whole", 2),
+    "metrics.jsonl, opened": (loop, "MetricsLog", 1),
+    "metrics.jsonl": (loop.MetricsLog, "write", 4),
+    "loss.png": (loop, "plot", 2),
+    "checkpoint": (loop.Checkpoints, "save", 2),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(model_folder, data_folder, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+    train(one_device(model_folder, data_folder), workdir)
+    return workdir
+
+
+@pytest.mark.parametrize("what", WRITES)
+def test_a_disk_that_is_full_at_any_write_is_named_and_the_run_goes_on_after_it(
+    model_folder, data_folder, tmp_path, undisturbed, what, monkeypatch
+):
+    config, workdir = one_device(model_folder, data_folder), tmp_path / "run"
+    with monkeypatch.context() as patch:
+        at_call(*WRITES[what], patch, no_space)
+        with pytest.raises(UserError, match=rf"The disk is full: {workdir} could not be written to \(.*No space left"):
+            train(config, workdir)
+    leftovers = [path for path in workdir.rglob("*") if ".orbax-checkpoint-tmp" in path.name]
+    assert not leftovers
+    if WRITES[what][0] is run_folder:
+        return  # it had not begun
+    train(config, workdir)
+    assert metric_lines(workdir) == metric_lines(undisturbed)
+    assert not [path for path in workdir.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.parametrize("call", ["write", "save"])
+def test_a_run_folder_that_vanishes_is_named_and_not_made_anew(model_folder, data_folder, tmp_path, monkeypatch, call):
+    owner = loop.MetricsLog if call == "write" else loop.Checkpoints
+    at_call(owner, call, 2, monkeypatch, lambda *_: shutil.rmtree(tmp_path / "run"))
+    with pytest.raises(UserError, match=f"The run folder {tmp_path}/run vanished while the run was writing to it"):
+        train(one_device(model_folder, data_folder), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
+def test_a_run_folder_that_is_closed_is_named(tmp_path, number):
+    with pytest.raises(UserError, match=rf"The run folder {tmp_path} can no longer be written \(.*mend it"):
+        with storage_errors_named(tmp_path):
+            raise ValueError("Writing failed") from OSError(
+                number, os.strerror(number), str(tmp_path / "metrics.jsonl")
+            )
+
+
+@pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG])
+def test_a_quota_and_a_limit_of_size_are_a_full_disk(tmp_path, number):
+    with pytest.raises(UserError, match="The disk is full"), storage_errors_named(tmp_path):
+        raise ValueError(f"UNKNOWN: Error writing: [OS error {number}: {os.strerror(number)}]")
+
+
+def test_a_really_read_only_folder_is_named(tmp_path):
+    mount = ["mount", "-t", "tmpfs", "-o", "ro,size=100k", "tmpfs", str(tmp_path)]
+    if subprocess.run(mount, capture_output=True, check=False).returncode:
+        pytest.skip("mounting a file system needs root")
+    try:
+        with pytest.raises(UserError, match="cannot be written: Read-only file system"), one_writer(tmp_path / "run"):
+            pass
+    finally:
+        subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+@pytest.mark.parametrize("error", [UserError("No model"), Interrupted("SIGTERM")])
+def test_what_others_say_passes_as_it_is(tmp_path, error):
+    with pytest.raises(type(error)) as seen, storage_errors_named(tmp_path / "run"):
+        raise error from FileNotFoundError(errno.ENOENT, "No such file", str(tmp_path / "run"))
+    assert seen.value is error
+
+
+# -------------------------------------------------------------------------------------------------------- one writer
+
+
+def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
+    with one_writer(tmp_path / "run"):
+        with pytest.raises(UserError, match=rf"{tmp_path}/run is being written by process {os.getpid()} on .*--out"):
+            with one_writer(tmp_path / "run", "--out"):
+                pass
+    with one_writer(tmp_path / "run"):
+        pass
+
+
+def test_a_folder_in_which_nothing_was_written_is_removed_again(tmp_path):
+    (tmp_path / "mine").mkdir()
+    with one_writer(tmp_path / "mine" / "a" / "b"):
+        pass
+    assert not (tmp_path / "mine" / "a").exists() and (tmp_path / "mine").is_dir()
+    with one_writer(tmp_path / "run"):
+        (tmp_path / "run" / "config.json").write_text("{}")
+    assert (tmp_path / "run" / "config.json").is_file()
+
+
+def test_a_second_train_is_refused_and_changes_nothing(model_folder, data_folder, tmp_path):
+    (tmp_path / "run").mkdir()
+    with one_writer(tmp_path / "run"), pytest.raises(UserError, match="is being written by process"):
+        train(one_device(model_folder, data_folder), tmp_path / "run")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
+    program = """
+        import sys, time
+        from pathlib import Path
+        from medtune_jax.train.storage import one_writer
+        with one_writer(Path(sys.argv[1])):
+            print("held", flush=True)
+            time.sleep(600)
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(program), str(tmp_path)],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+    )
+    assert process.stdout is not None and process.stdout.readline() == "held\n"
+    with pytest.raises(UserError, match=f"process {process.pid} on"), one_writer(tmp_path):
+        pass
+    process.send_signal(signal.SIGKILL)
+    process.wait(60)
+    with one_writer(tmp_path):
+        assert f"process {os.getpid()} " in (tmp_path / ".lock").read_text()
