@@ -52,7 +52,7 @@ def load_model(
     *,
     force_template: bool = False,
 ) -> LoadedModel:
-    """Loads a Hugging Face directory, or the newest checkpoint of a run folder (parameters only).
+    """Loads a Hugging Face directory, or the newest checkpoint of a run folder (parameters only); RUN/best is one too.
 
     The adapters of a LoRA run are merged into its base, which is read from the run's model.path: W + scale a b in
     float32, then rounded to `dtype`. Where the base was quantised, W are the dequantised weights, which are those that
@@ -187,15 +187,21 @@ def _load_run(
     return LoadedModel(params, found.config, found.tokenizer, template, found.sha256, lora)
 
 
+def _run_config(folder: Path) -> Path:
+    """Returns where the run's config.json lies: for best/, one folder above."""
+    beside = (folder.parent / "checkpoints").is_dir() and not (folder / "config.json").is_file()
+    return (folder.parent if beside else folder) / "config.json"
+
+
 def _base_folder(folder: Path, meta: dict[str, Any]) -> Path:
     """Returns model.path as the run's config.json says it now, or said it when the checkpoint was written."""
-    written = folder / "config.json"
+    written = _run_config(folder)
     return Path((read_json(written) if written.is_file() else from_dict(meta["config"])).model.path)
 
 
 def _check_base(folder: Path, base: Path, sha256: str) -> None:
     """Raises UserError where `base` does not hold the weights that the adapters of run `folder` were trained on."""
-    mend = f"Write where the base weights lie into model.path of {folder / 'config.json'}."
+    mend = f"Write where the base weights lie into model.path of {_run_config(folder)}."
     if not (base / "config.json").is_file():
         raise UserError(
             f"{folder} holds adapters; the weights that they change were read from {base}, which is no Hugging Face "

@@ -145,6 +145,9 @@ def test_a_base_that_was_moved_is_found_again_and_another_is_refused(home: Path,
     assert load_adapter(run).lora.rank == 4  # needs no base
     shutil.copytree(home / "base", tmp_path / "moved")
     assert load_model(run).sha256 == load_model(home / "run").sha256
+    for part in ("checkpoints", "model"):
+        shutil.copytree(run / part, run / "best" / part)
+    assert load_adapter(run / "best").base == tmp_path / "moved"
     weights = tmp_path / "moved" / "model.safetensors"
     whole = bytearray(weights.read_bytes())
     whole[-1] ^= 1
