@@ -78,4 +78,4 @@ def _points(lines: Sequence[Line], key: str) -> tuple[list[int], list[float]]:
 
 def _scores(lines: Sequence[Line]) -> list[str]:
     """Returns the names of the scores of generated answers, in order of appearance."""
-    return list(dict.fromkeys(name for line in lines for name in line if name.startswith("sample_")))
+    return list(dict.fromkeys(name for line in lines for name in line if name.startswith("samples_")))

@@ -44,7 +44,7 @@ def main(_: list[str]) -> None:
     from medtune_jax.model.llama import LlamaConfig
     from medtune_jax.sharding import make_mesh
     from medtune_jax.train.step import attention_backend
-    from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
+    from medtune_jax.train.throughput import Work, flops_per_token, peak_flops
 
     until = time.monotonic() + _SECONDS.value
     shape = SHAPES[_SHAPE.value]
@@ -60,28 +60,29 @@ def main(_: list[str]) -> None:
         rms_norm_eps=1e-5,
         rope_theta=10000.0,
     )
-    first = settings("none", 1)
+    asked = settings("none", 1, _ATTENTION.value)
     device = jax.devices()[0]
-    mesh = make_mesh(first.mesh, [device])
-    work = Work(flops_per_token(model, first.model.lora, shape.sequence), 1, peak_flops(device.device_kind))
+    mesh = make_mesh(asked.mesh, [device])
+    documents = max(int(batch["segment_ids"].max()) for batch in batches(shape, 1))
+    backend = attention_backend(asked, model, mesh, documents)
+    work = Work(flops_per_token(model, asked.model.lora, shape.sequence), 1, peak_flops(device.device_kind))
 
     def tell(figures: dict[str, Any]) -> None:
         figures |= {
             "device": device.device_kind,
             "jax": jax.__version__,
             "layers": model.num_layers,
-            "attention": str(attention_backend(first, model, mesh)),
+            "attention": str(backend),
             "mfu": work.mfu(figures["padded_tokens_per_second"]) if "error" not in figures else None,
-            "device_memory_bytes": device_memory(),
         }
         Path(_OUT.value).write_text(json.dumps(figures, indent=2) + "\n")
 
     ways = WAYS[_TUNING.value]
-    best_of(ways, partial(measure, model, mesh), tell, most=_WAYS.value, until=until, enough=_A_WAY_TAKES)
+    best_of(ways, partial(measure, model, mesh, backend.name), tell, most=_WAYS.value, until=until, enough=_A_WAY_TAKES)
 
 
-def settings(saving: str, packs: int) -> Any:
-    """Returns the configuration of a run as the flags say."""
+def settings(saving: str, packs: int, attention: str) -> Any:
+    """Returns the configuration of a run."""
     from medtune_jax.config import Config, LoraConfig
 
     lora = LoraConfig(rank=RANK, alpha=ALPHA, base="nf4" if _TUNING.value == "qlora" else "compute")
@@ -90,7 +91,7 @@ def settings(saving: str, packs: int) -> Any:
         plain,
         model=dataclasses.replace(
             plain.model,
-            attention=_ATTENTION.value,
+            attention=attention,
             remat=saving,
             lora=LoraConfig() if _TUNING.value == "full" else lora,
         ),
@@ -100,7 +101,7 @@ def settings(saving: str, packs: int) -> Any:
     )
 
 
-def measure(model: Any, mesh: Any, saving: str, packs: int) -> dict[str, Any]:
+def measure(model: Any, mesh: Any, attention: str, saving: str, packs: int) -> dict[str, Any]:
     """Compiles an update, makes the weights and times it.
 
     Raises:
@@ -108,21 +109,20 @@ def measure(model: Any, mesh: Any, saving: str, packs: int) -> dict[str, Any]:
     """
     import jax
 
+    from medtune_jax.train.abstract import lower_step
     from medtune_jax.train.feed import put
     from medtune_jax.train.optimizer import make_optimizer
-    from medtune_jax.train.state import abstract_state, init_state
-    from medtune_jax.train.step import abstract_batch, make_train_step
-    from medtune_jax.train.trainable import abstract_frozen
+    from medtune_jax.train.state import init_state
+    from medtune_jax.train.throughput import device_memory
 
     gc.collect()  # what a way before this one held
-    config = settings(saving, packs)
+    config = settings(saving, packs, attention)
     optimizer = make_optimizer(config.optimizer, 10**6)
     shape = SHAPES[_SHAPE.value]
     with jax.set_mesh(mesh):
         began = time.perf_counter()
-        batch = abstract_batch(next(batches(shape, packs)), mesh)
-        abstract = abstract_state(config, model, optimizer, mesh), abstract_frozen(config, model, mesh)
-        update = make_train_step(config, model, optimizer, mesh).lower(*abstract, batch).compile()
+        lowered = lower_step(config, model, mesh, optimizer=optimizer, batch=next(batches(shape, packs)))
+        update = lowered.compile()
         compiled = time.perf_counter() - began
         needed = bytes_needed(update)
         limit = (jax.devices()[0].memory_stats() or {}).get("bytes_limit")
@@ -139,7 +139,8 @@ def measure(model: Any, mesh: Any, saving: str, packs: int) -> dict[str, Any]:
 
         made = ((put(batch, mesh), batch) for batch in batches(shape, packs))
         figures = timed_updates(step, made, _STEPS.value, time.monotonic() + _A_WAY_TAKES / 2)
-    return {**figures, "compile_seconds": compiled, "bytes_by_compiler": needed}
+    memory = device_memory()  # the highest of this process, so of the ways before this one too
+    return {**figures, "compile_seconds": compiled, "bytes_by_compiler": needed, "device_memory_bytes": memory}
 
 
 def bytes_needed(update: Any) -> int:

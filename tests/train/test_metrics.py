@@ -376,7 +376,7 @@ def test_the_picture_shows_losses_learning_rate_skipped_updates_and_scores(tmp_p
     lines = [{"step": s, "loss": 2.0 / s, "learning_rate": 1e-5} for s in range(1, 201)]
     lines[9] = {"step": 10, "skipped": 1.0, "learning_rate": 1e-5}
     lines += [{"step": s, "split": "validation", "eval_loss": 1.0} for s in (100, 200)]
-    lines += [{"step": s, "split": "validation", "sample_NCBI-disease": 0.5} for s in (100, 200)]
+    lines += [{"step": s, "split": "validation", "samples": {}, "samples_NCBI-disease": 0.5} for s in (100, 200)]
     plot(lines, tmp_path / "loss.png")
     losses, rate, scores = drawn[0].axes
     names = [text.get_text() for text in losses.get_legend().get_texts()]
@@ -385,7 +385,7 @@ def test_the_picture_shows_losses_learning_rate_skipped_updates_and_scores(tmp_p
     assert len(smooth) == 199 and smooth[-1] == pytest.approx(np.mean([2.0 / s for s in (197, 198, 199, 200)]))
     assert losses.lines[3].get_xdata().tolist() == [10]
     assert len(rate.lines[0].get_xdata()) == 200
-    assert scores.lines[0].get_label() == "sample_NCBI-disease"
+    assert scores.lines[0].get_label() == "samples_NCBI-disease"
     monkeypatch.undo()
     plt.close(drawn[0])
 
