@@ -90,4 +90,9 @@ def human(result: dict[str, Any]) -> str:
         f"{result['steps']:,} steps in {result['seconds']:,.0f} s: {', '.join(losses)}; "
         f"{result['tokens_per_second']:,.0f} tokens/s, peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB.\n"
         f"Checkpoint: {result['checkpoint']}"
+    ) + (
+        f"\nBest by {best['metric']} on '{best['split']}', {best['value']:.4f} after step {best['step']:,}: "
+        f"{result['workdir']}/best, a model as this run is"
+        if (best := result["best"])
+        else ""
     )

@@ -179,7 +179,6 @@ def train(config: Config, workdir: str | Path) -> Result:
                         f"To go on: medtune train --workdir={workdir}"
                     )
             progress.pause()
-            best.settle()
             checkpoints.wait()
     return Result(
         steps=total,
