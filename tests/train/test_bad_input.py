@@ -15,7 +15,7 @@ from tiny_run import flags, ner_rows, settings, write_tokenizer
 from medtune_jax.cli.main import dispatch
 from medtune_jax.config import Config
 from medtune_jax.tasks.rows import write_rows
-from medtune_jax.train import loop
+from medtune_jax.train import held_out_loss
 
 
 @pytest.fixture
@@ -127,10 +127,10 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
 
 def test_an_evaluation_loss_that_is_not_finite_saves_nothing(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        loop, "make_eval_step", lambda *_: lambda params, frozen, batch: (np.float32("nan"), np.float32(1))
+        held_out_loss, "make_eval_step", lambda *_: lambda params, frozen, batch: (np.float32("nan"), np.float32(1))
     )
     message = refused(evaluation__every_steps=2, checkpoint__every_steps=2)
-    assert "The loss on the validation rows is nan: training diverged" in message
+    assert "Step 2: the loss on the held-out rows is nan: training diverged in this step" in message
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 

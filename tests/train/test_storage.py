@@ -88,11 +88,10 @@ def test_a_run_folder_that_vanishes_is_named_and_not_made_anew(model_folder, dat
 
 @pytest.mark.parametrize("number", [errno.EROFS, errno.EACCES, errno.EIO])
 def test_a_run_folder_that_is_closed_is_named(tmp_path, number):
-    with pytest.raises(UserError, match=rf"The run folder {tmp_path} can no longer be written \(.*mend it"):
-        with storage_errors_named(tmp_path):
-            raise ValueError("Writing failed") from OSError(
-                number, os.strerror(number), str(tmp_path / "metrics.jsonl")
-            )
+    told = rf"The run folder {tmp_path} can no longer be written \(.*mend it"
+    error = OSError(number, os.strerror(number), str(tmp_path / "metrics.jsonl"))
+    with pytest.raises(UserError, match=told), storage_errors_named(tmp_path):
+        raise ValueError("Writing failed") from error
 
 
 @pytest.mark.parametrize("number", [errno.EDQUOT, errno.EFBIG])
@@ -123,10 +122,13 @@ def test_what_others_say_passes_as_it_is(tmp_path, error):
 
 
 def test_a_second_writer_is_refused_and_told_who_the_first_is(tmp_path):
-    with one_writer(tmp_path / "run"):
-        with pytest.raises(UserError, match=rf"{tmp_path}/run is being written by process {os.getpid()} on .*--out"):
-            with one_writer(tmp_path / "run", "--out"):
-                pass
+    told = rf"{tmp_path}/run is being written by process {os.getpid()} on .*--out"
+    with (
+        one_writer(tmp_path / "run"),
+        pytest.raises(UserError, match=told),
+        one_writer(tmp_path / "run", "--out"),
+    ):
+        pass
     with one_writer(tmp_path / "run"):
         pass
 
