@@ -109,32 +109,43 @@ class LoraAdapter:
 def merge(params: Params, adapter: Params, lora: LoraConfig, dtype: Any) -> Params:
     """Returns the weights with the adapters in them: W + scale a b, added in float32, rounded to `dtype`.
 
-    params: the base in `dtype`, or quantised: W are then the kernels dequantised to `dtype`, as training uses them.
-    Adapted kernels are given up (donated): nothing is held twice, and of float32 one layer.
+    params: the base in `dtype`, or quantised: W are then the dequantised kernels, as training uses them. Adapted
+    kernels are given up (donated): nothing is held twice, and of float32 one layer.
     """
     layers = dict(params["layers"])
     for name in PROJECTIONS:
-        kernel_Lio = layers[name]["kernel"]
+        kernel_Lio, parts = layers[name]["kernel"], adapter["layers"].get(name)
         place = jax.tree.leaves(kernel_Lio)[0].sharding
         if isinstance(kernel_Lio, QuantizedKernel):
-            kernel_Lio = _dequantized(kernel_Lio, dtype=dtype, place=place)
-        if name in adapter["layers"]:
-            kernel_Lio = _add_update(kernel_Lio, adapter["layers"][name], factor=scale(lora), place=place)
+            kernel_Lio = _dequantized(kernel_Lio, parts, factor=scale(lora), dtype=dtype, place=place)
+        elif parts is not None:
+            kernel_Lio = _merged(kernel_Lio, parts, factor=scale(lora), place=place)
         layers[name] = {"kernel": kernel_Lio}
     return {**params, "layers": layers}
 
 
-@partial(jax.jit, static_argnames=("dtype", "place"))
-def _dequantized(kernel_Lio: QuantizedKernel, *, dtype: Any, place: Any) -> jax.Array:
-    whole_Lio = jax.lax.map(partial(dequantize, dtype=dtype), kernel_Lio)
-    return jax.lax.with_sharding_constraint(whole_Lio, place)
-
-
 @partial(jax.jit, static_argnames=("factor", "place"), donate_argnames="kernel_Lio")
-def _add_update(kernel_Lio: jax.Array, parts: Params, *, factor: float, place: Any) -> jax.Array:
+def _merged(kernel_Lio: jax.Array, parts: Params, *, factor: float, place: Any) -> jax.Array:
     def add(layer: jax.Array, merged_Lio: jax.Array) -> jax.Array:
-        update_io = factor * jnp.matmul(parts["a"][layer], parts["b"][layer], precision="highest")
+        update_io = _update(jax.tree.map(lambda leaf: leaf[layer], parts), factor)
         weight_io = merged_Lio[layer].astype(jnp.float32) + update_io
         return merged_Lio.at[layer].set(weight_io.astype(merged_Lio.dtype))
 
     return jax.lax.with_sharding_constraint(jax.lax.fori_loop(0, kernel_Lio.shape[0], add, kernel_Lio), place)
+
+
+@partial(jax.jit, static_argnames=("factor", "dtype", "place"))
+def _dequantized(
+    kernel_Lio: QuantizedKernel, parts: Params | None, *, factor: float, dtype: Any, place: Any
+) -> jax.Array:
+    def one(inputs: tuple[QuantizedKernel, Params | None]) -> jax.Array:
+        kernel_io, parts = inputs
+        weight_io = dequantize(kernel_io, jnp.float32)
+        return (weight_io if parts is None else weight_io + _update(parts, factor)).astype(dtype)
+
+    return jax.lax.with_sharding_constraint(jax.lax.map(one, (kernel_Lio, parts)), place)
+
+
+def _update(parts: Params, factor: float) -> jax.Array:
+    """Returns scale a b of one layer, float32 [in, out]."""
+    return factor * jnp.matmul(parts["a"], parts["b"], precision="highest")
