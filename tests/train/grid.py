@@ -1,4 +1,4 @@
-"""The cells over which the numbers of training must agree, and a program that runs those of two processes.
+"""The cells over which the numbers of training must agree, and the program that runs them.
 
 A cell does four updates and saves after the second. Then it takes up what another cell saved, on its own devices, and
 does the last two updates from there.
@@ -6,6 +6,7 @@ does the last two updates from there.
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,7 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental.multihost_utils import process_allgather
+from kills import REPOSITORY
 from tiny_run import GRID_MODEL, ner_rows, settings
+from together import PATIENCE, free_port
 
 from medtune_jax.config import Config, MeshConfig
 from medtune_jax.data.encode import encode_rows
@@ -76,6 +79,9 @@ class Cell(NamedTuple):
     def reference(self) -> "Cell":
         """The cell that this one must agree with."""
         return Cell(self.tuning, "padded", 1, "one", 1)
+
+
+Job = tuple[Cell, bool, Cell | None]  # a cell, whether from the beginning, and what it takes up
 
 
 def every_cell() -> list[Cell]:
@@ -195,21 +201,29 @@ def _leaves(state: Any) -> dict[str, np.ndarray]:
     return {f"state{i}": leaf for i, leaf in enumerate(jax.tree.leaves(_whole(state)))}
 
 
-def run_in_two_processes(cells: Sequence[Cell], tokenizer: Path, folder: Path, port: int, environment: Any) -> None:
-    """Runs `cells`, each with its origin, in two processes of four devices each; fails with their output."""
-    logs = [folder / f"process{index}.log" for index in range(2)]
-    told = json.dumps(cells)
-    pair = []
+def run_jobs(jobs: Sequence[Job], processes: int, tokenizer: Path, folder: Path) -> None:
+    """Runs `jobs` in one process of eight devices, or in two of four each; fails with their output."""
+    environment = {
+        **os.environ,
+        # Compiling is nearly all of the work; what is compiled runs for milliseconds.
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={8 // processes} --xla_backend_optimization_level=0",
+        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(Path(__file__).parent))),
+    }
+    port = free_port()
+    logs = [folder / f"process{index}.log" for index in range(processes)]
+    started = []
     for index, path in enumerate(logs):
-        command = [sys.executable, __file__, str(index), str(port), str(tokenizer), str(folder), told]
+        command = [sys.executable, __file__, str(index), str(processes), str(port), str(tokenizer), str(folder)]
         with path.open("w") as output:
-            pair.append(subprocess.Popen(command, stdout=output, stderr=output, env=environment))
+            started.append(
+                subprocess.Popen([*command, json.dumps(jobs)], stdout=output, stderr=output, env=environment)
+            )
     try:
-        statuses = [process.wait(60 + 40 * len(cells)) for process in pair]
+        statuses = [process.wait(PATIENCE + 60 * len(jobs)) for process in started]
     finally:
-        for process in pair:
+        for process in started:
             process.kill()
-    assert statuses == [0, 0], "\n".join(path.read_text()[-4000:] for path in logs)
+    assert not any(statuses), "\n".join(path.read_text()[-4000:] for path in logs)
 
 
 def distances(tree: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
@@ -217,10 +231,11 @@ def distances(tree: Iterable[tuple[np.ndarray, np.ndarray]]) -> float:
     return max(math.sqrt(((a - b) ** 2).sum() / max(1e-30, (b**2).sum())) for a, b in tree)
 
 
-def _main(index: str, port: str, tokenizer: str, folder: str, told: str) -> None:
-    with joined("grid", f"127.0.0.1:{port}", 2, int(index), timeout=120):
-        for cell in (Cell(*values) for values in json.loads(told)):
-            run(cell, Path(tokenizer), Path(folder), start=cell.on_one_device)
+def _main(index: str, processes: str, port: str, tokenizer: str, folder: str, told: str) -> None:
+    with joined("grid", f"127.0.0.1:{port}", int(processes), int(index), timeout=120):
+        for cell, fresh, start in json.loads(told):
+            taken_up = None if start is None else Cell(*start)
+            run(Cell(*cell), Path(tokenizer), Path(folder), fresh=fresh, start=taken_up)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,11 @@ Float32, no dropout. Of each cell, against one device with padded rows and no ac
   agree with those of the run that was not moved within 1e-5.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
-from grid import FACTORS, SAVED, cover, distances, every_cell, origin, pairs, run, run_in_two_processes, with_references
-from kills import REPOSITORY
-from together import free_port
+from grid import FACTORS, SAVED, cover, distances, every_cell, origin, pairs, run_jobs, with_references
 
 
 def test_the_cover_holds_every_pair_in_few_cells():
@@ -25,19 +22,10 @@ def test_the_cover_holds_every_pair_in_few_cells():
 
 def run_all(cells, model_folder: Path, folder: Path) -> None:
     on_one, on_eight = ([c for c in cells if c.processes == 1 and (c.mesh == "one") == one] for one in (True, False))
-    for cell in on_one:
-        run(cell, model_folder, folder)
-    for cell in on_eight:
-        run(cell, model_folder, folder, start=cell.on_one_device)
-    environment = {
-        **os.environ,
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4",
-        "PYTHONPATH": os.pathsep.join((str(REPOSITORY), str(Path(__file__).parent))),
-    }
-    run_in_two_processes([c for c in cells if c.processes == 2], model_folder, folder, free_port(), environment)
-    for cell in on_one:
-        if start := origin(cell, cells):
-            run(cell, model_folder, folder, fresh=False, start=start)
+    first = [(cell, True, None) for cell in on_one] + [(cell, True, cell.on_one_device) for cell in on_eight]
+    run_jobs(first, 1, model_folder, folder)
+    run_jobs([(cell, True, cell.on_one_device) for cell in cells if cell.processes == 2], 2, model_folder, folder)
+    run_jobs([(cell, False, start) for cell in on_one if (start := origin(cell, cells))], 1, model_folder, folder)
 
 
 def check(cells, folder: Path) -> None:
