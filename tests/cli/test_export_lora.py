@@ -55,9 +55,14 @@ def medtune(capsys: pytest.CaptureFixture[str], *argv: str) -> tuple[int, dict[s
 
 
 def our_logits(params: Any) -> np.ndarray:
+    return np.asarray(_logits(params))
+
+
+@jax.jit
+def _logits(params: Any) -> jax.Array:
     positions = jnp.arange(TOKENS.shape[1])[None]
     hidden = forward(params, MODEL, jnp.asarray(TOKENS, jnp.int32), positions_BS=positions)
-    return np.asarray(logits(params, MODEL, hidden)[..., : MODEL.vocab_size])
+    return logits(params, MODEL, hidden)[..., : MODEL.vocab_size]
 
 
 def test_resumed_adapters_are_bit_equal(home: Path) -> None:

@@ -53,16 +53,17 @@ def random_adapter(lora):
 
 
 def run(params, adapter=None, dtype=jnp.float32):
+    tree, lora = (None, None) if adapter is None else (adapter.params, adapter.lora)
+    return np.asarray(_run(params, tree, lora=lora, dtype=dtype))
+
+
+@partial(jax.jit, static_argnames=("lora", "dtype"))
+def _run(params, tree, *, lora, dtype):
     tokens = jax.random.randint(jax.random.key(3), (2, 9), 0, MODEL.vocab_size)
     positions = jnp.broadcast_to(jnp.arange(9), (2, 9))
-
-    @jax.jit
-    def compute(params, tree):
-        held = None if tree is None else LoraAdapter(tree, adapter.lora)
-        hidden = forward(params, MODEL, tokens, positions_BS=positions, compute_dtype=dtype, adapter=held)
-        return logits(params, MODEL, hidden)[..., : MODEL.vocab_size]
-
-    return np.asarray(compute(params, None if adapter is None else adapter.params))
+    adapter = None if tree is None else LoraAdapter(tree, lora)
+    hidden = forward(params, MODEL, tokens, positions_BS=positions, compute_dtype=dtype, adapter=adapter)
+    return logits(params, MODEL, hidden)[..., : MODEL.vocab_size]
 
 
 # ---------------------------------------------------------------------------------------------------------- settings
@@ -118,7 +119,9 @@ def test_fresh_adapters_leave_every_bit_of_the_logits(params, dtype):
 
 
 @pytest.mark.parametrize(
-    "lora", [LORA, LoraConfig(rank=5, alpha=3.0, rslora=True, targets=("k_proj", "up_proj"))], ids=str
+    "lora",
+    [LORA, LoraConfig(rank=5, alpha=3.0, rslora=True, targets=("k_proj", "up_proj"))],
+    ids=["all", "two with rsLoRA"],
 )
 def test_merged_weights_compute_what_adapters_add(params, lora):
     adapter = random_adapter(lora)
