@@ -86,7 +86,9 @@ def resolve(implementation: str, site: Site) -> Backend:
             if why is not None:
                 raise UserError(f"model.attention={name} cannot run: {why}. Choose {best}, or auto.")
             return Backend(name, "as configured")
-    raise UserError(f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', *get_args(Name)))}")
+    raise UserError(
+        f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', *get_args(Name)))}"
+    )
 
 
 def _why_not(name: Name, site: Site) -> str | None:

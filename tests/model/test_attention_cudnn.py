@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -41,26 +42,25 @@ def test_the_layout_lists_the_runs_and_says_whether_they_fit(rows: list[list[int
             assert lengths[b].tolist() == [length for _, length in expected] + unused
 
 
-def test_jax_turns_the_layout_into_the_element_offsets_of_every_run_of_the_batch():
-    """By its own conversion, for as many key-value heads as `attend` hands over under this version."""
+def test_jax_turns_the_layout_into_the_element_offsets_of_every_run_of_the_batch(monkeypatch: pytest.MonkeyPatch):
+    """By its own conversion, which for grouped heads is wrong in jax 0.10.2 (heads are repeated there) and mended later."""
     case = Case(batch=3, sequence=24, heads=4, kv_heads=2, width=8, documents=(5, 9, 4))
+    found = {}
+
+    def convert(q, k, v, *, q_seqlen, kv_seqlen, q_offsets, kv_offsets, **_):
+        converted = fused._fix_seqlen_offsets(q_seqlen, kv_seqlen, q_offsets, kv_offsets, q, k)
+        found.update(q=(q.shape, converted[0], converted[2]), k=(k.shape, converted[1], converted[3]))
+        return q
+
+    stand_in = SimpleNamespace(dot_product_attention=convert, MaskType=fused.MaskType)
+    monkeypatch.setattr(cudnn, "_implementation", lambda: stand_in)
     segments = segment_ids(case)
-    q, k, _, _ = inputs(case)
-    if jax.__version_info__ < cudnn._GROUPED_SINCE:
-        k = jnp.repeat(k, 2, axis=2)
-
-    @jax.jit
-    def converted(segments, q, k):
-        offsets, lengths, _ = cudnn.layout(segments, RUNS)
-        return fused._fix_seqlen_offsets(lengths, lengths, offsets, offsets, q, k)
-
-    q_lengths, kv_lengths, q_offsets, kv_offsets = converted(segments, q, k)
+    cudnn.attend(*inputs(case)[:3], segments)
     expected = [(b * 24 + start, length) for b in range(3) for start, length in runs(np.asarray(segments[b]).tolist())]
-    for x, found_lengths, found_offsets in ((q, q_lengths, q_offsets), (k, kv_lengths, kv_offsets)):
-        stride = x.shape[2] * x.shape[3]
-        assert found_offsets.ravel()[: len(expected)].tolist() == [start * stride for start, _ in expected]
-        assert found_lengths.ravel()[: len(expected)].tolist() == [length for _, length in expected]
-        assert not found_lengths.ravel()[len(expected) :].any(), "Blackwell wants 0 for what is unused"
+    for (_, _, heads, width), lengths, offsets in found.values():
+        assert offsets.ravel()[: len(expected)].tolist() == [start * heads * width for start, _ in expected]
+        assert lengths.ravel()[: len(expected)].tolist() == [length for _, length in expected]
+        assert not lengths.ravel()[len(expected) :].any(), "Blackwell wants 0 for what is unused"
 
 
 def test_more_documents_than_the_layout_holds_are_nan_and_never_a_leak():
