@@ -43,7 +43,7 @@ def test_the_layout_lists_the_runs_and_says_whether_they_fit(rows: list[list[int
 
 
 def test_jax_turns_the_layout_into_the_element_offsets_of_every_run_of_the_batch(monkeypatch: pytest.MonkeyPatch):
-    """By its own conversion, which for grouped heads is wrong in jax 0.10.2 (heads are repeated there) and mended later."""
+    """By its own conversion, which is wrong for grouped heads in jax 0.10.2: there, heads are repeated first."""
     case = Case(batch=3, sequence=24, heads=4, kv_heads=2, width=8, documents=(5, 9, 4))
     found = {}
 
