@@ -22,10 +22,10 @@ _FLOAT32 = 4
 def footprint(config: Config, model: LlamaConfig, mesh: Mapping[str, int]) -> dict[str, int]:
     """Returns what full fine-tuning holds on each device, in bytes, by name; mesh: axis -> devices.
 
-    Exact: the state and its gradients. By the shapes that the program names: what is kept of the layers, the largest
-    moment of one layer (its weights in the compute dtype, their gradients before they are shared out, its projections
-    and their cotangents), the head and a piece of logits. With model.remat="none" what is kept is our estimate. Not
-    counted: what a compiler adds for its own ends.
+    Exact but for the scales of the norms: the state and its gradients. By the shapes that the program names: what is
+    kept of the layers, the largest moment of one layer (its weights in the compute dtype, their gradients before they
+    are shared out, its projections and their cotangents), the head and a piece of logits. With model.remat="none" what
+    is kept is our estimate. Not counted: what a compiler adds for its own ends.
     """
     sizes = [math.prod(row.shape(model)) for row in parameter_rows(model)]
     ways, tensor = math.prod(mesh[axis] for axis in BATCH_AXES), mesh["tensor"]
