@@ -86,9 +86,11 @@ def human(result: dict[str, Any]) -> str:
         for name, key in (("loss", "loss"), ("evaluation loss", "eval_loss"))
         if result[key] is not None
     ]
+    mfu = "" if result["mfu"] is None else f", MFU {result['mfu']:.1%}"
     return (
         f"{result['steps']:,} steps in {result['seconds']:,.0f} s: {', '.join(losses)}; "
-        f"{result['tokens_per_second']:,.0f} tokens/s, peak memory {result['peak_memory_bytes'] / 1e6:,.0f} MB.\n"
+        f"{result['tokens_per_second']:,.0f} tokens/s{mfu}, goodput {result['goodput']:.0%}, peak memory "
+        f"{result['peak_memory_bytes'] / 1e6:,.0f} MB.\n"
         f"Checkpoint: {result['checkpoint']}"
     ) + (
         f"\nBest by {best['metric']} on '{best['split']}', {best['value']:.4f} after step {best['step']:,}: "

@@ -79,7 +79,7 @@ def check_attention(name: str, tell: Callable[..., None]) -> None:
 
     def both(implementation: str, dtype: Any) -> Callable[..., Any]:
         def run(q: Any, k: Any, v: Any, segments: Any) -> Any:
-            out, pull = jax.vjp(lambda *x: attention(*x, segments, implementation=implementation), q, k, v)
+            out, pull = jax.vjp(lambda q, k, v: attention(q, k, v, segments, implementation=implementation), q, k, v)
             return out, pull(seed.astype(dtype))
 
         def of(*x: Any) -> Any:

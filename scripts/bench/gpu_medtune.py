@@ -81,7 +81,7 @@ def main(_: list[str]) -> None:
     best_of(ways, partial(measure, model, mesh, backend.name), tell, most=_WAYS.value, until=until, enough=_A_WAY_TAKES)
 
 
-def settings(saving: str, packs: int, attention: str) -> Any:
+def settings(saving: Any, packs: int, attention: Any) -> Any:
     """Returns the configuration of a run."""
     from medtune_jax.config import Config, LoraConfig
 

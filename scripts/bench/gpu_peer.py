@@ -98,7 +98,8 @@ def make_model(attention: str, device: Any, *, checkpointing: bool) -> tuple[Any
     import transformers
 
     shape = SHAPES[_SHAPE.value]
-    config = transformers.LlamaConfig(
+    make_config: Any = transformers.LlamaConfig  # its signature leaves out what every configuration takes
+    config = make_config(
         vocab_size=shape.vocab,
         hidden_size=shape.hidden,
         intermediate_size=shape.feed_forward,
@@ -140,7 +141,9 @@ def flattened(packs: int, device: Any) -> Iterator[tuple[dict[str, Any], dict[st
         starts = np.append(np.flatnonzero(positions == 0), len(positions)).astype(np.int32)
         longest = int(np.diff(starts).max())
         arrays = {"input_ids": batch["tokens"][real], "position_ids": positions, "labels": labels[real]}
-        inputs = {name: torch.tensor(x[None], dtype=torch.long, device=device) for name, x in arrays.items()}
+        inputs: dict[str, Any] = {
+            name: torch.tensor(x[None], dtype=torch.long, device=device) for name, x in arrays.items()
+        }
         offsets = torch.tensor(starts, device=device)
         inputs |= {"cu_seq_lens_q": offsets, "cu_seq_lens_k": offsets, "max_length_q": longest, "max_length_k": longest}
         yield inputs, batch
@@ -158,7 +161,8 @@ def choose_attention(device: str) -> str:
         offsets = torch.tensor([0, 64, 192], device=device, dtype=torch.int32)
         out, _ = variable_length(None, x, x, x, None, cu_seq_lens_q=offsets, max_length_q=128)
         out.sum().backward()
-        alone = torch.nn.functional.scaled_dot_product_attention(*[x[:, :, 64:]] * 3, is_causal=True)
+        last = x[:, :, 64:]
+        alone = torch.nn.functional.scaled_dot_product_attention(last, last, last, is_causal=True)
         torch.testing.assert_close(out[:, 64:], alone.transpose(1, 2), rtol=2e-2, atol=2e-2)
     except Exception as error:  # an older torch, another GPU: told in the report by the name that is returned
         print(f"no variable-length flash attention: {error}", flush=True)
@@ -178,14 +182,15 @@ def variable_length(module: Any, query: Any, key: Any, value: Any, mask: Any, **
     """
     import inspect
 
-    from torch.nn.attention.varlen import varlen_attn
+    from torch.nn.attention import varlen
 
+    attend: Any = varlen.varlen_attn
     causal: dict[str, Any] = {"window_size": (-1, 0)}  # torch 2.12's name for it
-    if "is_causal" in inspect.signature(varlen_attn).parameters:
+    if "is_causal" in inspect.signature(attend).parameters:
         causal = {"is_causal": True}
     flat = [x.squeeze(0).transpose(0, 1) for x in (query, key, value)]
     offsets, longest = told["cu_seq_lens_q"], told["max_length_q"]
-    return varlen_attn(*flat, offsets, offsets, longest, longest, **causal).unsqueeze(0), None
+    return attend(*flat, offsets, offsets, longest, longest, **causal).unsqueeze(0), None
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ SHAPES = {
     "llama2_7b": Shape(32, 4096, 11008, 32, 32000, 4096),
     "tiny": Shape(2, 64, 128, 2, 512, 128),  # for a CPU: does everything, measures nothing
 }
-RANK, ALPHA = 16, 32.0
+RANK, ALPHA = 16, 32
 LEARNING_RATE = 1e-5
 _WARM_UP = 2  # updates that are not counted: first allocations, autotuning
 _MEDIAN_LENGTH, _SPREAD = 230, 0.5  # of a document in tokens: about that of the named-entity rows, log-normal

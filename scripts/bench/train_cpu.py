@@ -57,7 +57,7 @@ GOALS: dict[tuple[str, str], tuple[float | None, float | None]] = {  # of speed,
     ("lora", "small"): (None, 1.0),
 }
 MEMORY_BARS, MEMORY_GOAL = {"full": 0.5, "lora": 0.33}, 0.25
-RANK, ALPHA = 16, 32.0
+RANK, ALPHA = 16, 32
 LENGTH, PACKS, ROWS = 512, 4, 8
 _WARM_UP = 2
 
