@@ -37,7 +37,7 @@ def arrays(draw: st.DrawFn) -> np.ndarray:
 
 @REUSED_FOLDER
 @given(st.dictionaries(st.text(min_size=1, max_size=12), arrays(), min_size=1, max_size=5), st.data())
-def test_what_the_library_writes_is_read_back_by_any_range_of_rows(
+def test_what_the_library_writes_is_read_back_by_any_range_of_rows_and_columns(
     tmp_path: Path, tensors: dict[str, np.ndarray], data: st.DataObject
 ) -> None:
     tensors.pop("__metadata__", None)
@@ -50,6 +50,14 @@ def test_what_the_library_writes_is_read_back_by_any_range_of_rows(
         rows = read_rows(found[name], first, last)
         assert (found[name].shape, rows.dtype) == (array.shape, array.dtype)
         assert rows.tobytes() == array[first:last].tobytes()
+        if array.ndim == 2:
+            left = data.draw(st.integers(0, array.shape[1] - 1))
+            right = data.draw(st.integers(left + 1, array.shape[1]))
+            part = read_rows(found[name], first, last, (left, right))
+            assert (part.shape, part.tobytes()) == (
+                (last - first, right - left),
+                array[first:last, left:right].tobytes(),
+            )
 
 
 @REUSED_FOLDER
