@@ -35,7 +35,7 @@ def plot(lines: list[Line], path: Path) -> None:
     rows[1].set(ylabel="learning rate")
     rows[1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     for name in scores:
-        rows[2].plot(*_points(lines, name), "o-", label=name, linewidth=1, markersize=3)
+        rows[2].plot(*_points(lines, name), "o-", label=name.removeprefix("samples_"), linewidth=1, markersize=3)
     if scores:
         rows[2].set(ylabel="score of answers")
         rows[2].legend(fontsize="small")

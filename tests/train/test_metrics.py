@@ -385,7 +385,7 @@ def test_the_picture_shows_losses_learning_rate_skipped_updates_and_scores(tmp_p
     assert len(smooth) == 199 and smooth[-1] == pytest.approx(np.mean([2.0 / s for s in (197, 198, 199, 200)]))
     assert losses.lines[3].get_xdata().tolist() == [10]
     assert len(rate.lines[0].get_xdata()) == 200
-    assert scores.lines[0].get_label() == "samples_NCBI-disease"
+    assert scores.lines[0].get_label() == "NCBI-disease"
     monkeypatch.undo()
     plt.close(drawn[0])
 
