@@ -13,9 +13,12 @@ our assumption; scripts/bench/gpu.sh times each by name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
+import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
@@ -46,7 +49,7 @@ class Site:
       platform: "cpu", "gpu" or "tpu"; capability: CUDA compute capability (9, 0), None where there is none.
       sequence, head_dim: sizes; dtype: of queries, keys and values.
       documents: the most documents that any sequence holds, None where it is not known.
-      cudnn: why cuDNN's packed attention cannot be called in this process, None where it can.
+      missing: kernels that this installation of jax lacks, to why.
     """
 
     platform: str
@@ -55,7 +58,7 @@ class Site:
     head_dim: int
     dtype: Any
     documents: int | None = None
-    cudnn: str | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
 
 
 def choose(
@@ -64,8 +67,8 @@ def choose(
     """Returns the backend for the devices of `mesh`, which need not be attached; see `resolve`."""
     device = mesh.devices.flat[0]
     capability = _capability(device) if device.platform == "gpu" else None
-    no_cudnn = cudnn.why_not() if capability is not None else None
-    site = Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, no_cudnn)
+    missing = _missing() if capability is not None else {}
+    site = Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, missing)
     return resolve(implementation, site)
 
 
@@ -106,14 +109,22 @@ def _why_not(name: Name, site: Site) -> str | None:
         return f"it computes in 16 bit, not in {site.dtype}"
     if site.head_dim > 128 or site.head_dim % 8 or site.head_dim < 16:
         return f"heads of width {site.head_dim} are not a multiple of 8 from 16 to 128"
+    if name in site.missing:
+        return site.missing[name]
     if name == "triton":
         return None
-    if site.cudnn is not None:
-        return site.cudnn
     most = cudnn.most_documents(site.sequence)
     if site.documents is not None and site.documents > most:
         return f"a sequence of {site.sequence} positions holds up to {site.documents} documents, and it takes {most}"
     return None
+
+
+def _missing() -> dict[str, str]:
+    """Returns the GPU kernels that this installation of jax lacks, to why."""
+    found = {"cudnn": cudnn.why_not()}
+    if find_spec("jax.experimental.pallas.ops.gpu.attention") is None:
+        found["triton"] = f"jax {jax.__version__} no longer has it"
+    return {name: why for name, why in found.items() if why is not None}
 
 
 def _capability(device: Any) -> tuple[int, int] | None:

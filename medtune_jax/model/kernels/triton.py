@@ -1,8 +1,8 @@
 """NVIDIA GPU, Ampere or later: the flash attention in Pallas (lowered through Triton) that comes with jax.
 
-It takes segment ids of any packing. jax 0.11 calls it deprecated in favour of tokamax, which needs jax 0.11 and so
-cannot serve Python 3.11; it has not changed since 0.10.2. Key-value heads are repeated, which the kernel asks for. The
-block sizes are jax's defaults. What it computes is tested in interpret mode; it was not timed, no GPU was at hand.
+It takes segment ids of any packing. jax 0.11 announces the end of it and of Pallas on Triton, in favour of tokamax,
+which needs jax 0.11 and so cannot serve Python 3.11; in 0.11.2 it is as it was in 0.10.2. Key-value heads are repeated,
+as the kernel asks. The block sizes are jax's defaults. Tested in interpret mode; not timed, no GPU was at hand.
 
 Dimensions: B batch, S sequence, H query heads, K key-value heads, E width of a head.
 """
