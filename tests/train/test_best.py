@@ -20,10 +20,15 @@ from medtune_jax.train.loop import train
 VALUES = {1: 5.0, 2: 4.0, 3: 2.0, 4: 3.0, 5: 2.0, 6: 2.5}  # 3 is best: 5 is only as good
 
 
-@pytest.fixture
-def config(model_folder, data_folder, monkeypatch):
-    """A run whose evaluation loss is as in VALUES; the newest one of its checkpoints, after 2, 4 and 6, is kept."""
+@pytest.fixture(autouse=True)
+def scored(monkeypatch):
+    """The evaluation loss is as in VALUES."""
     monkeypatch.setattr(loop, "make_evaluate", lambda *args: lambda step, params: {"eval_loss": VALUES[step]})
+
+
+@pytest.fixture(scope="module")
+def config(model_folder, data_folder):
+    """The newest one of the checkpoints, after 2, 4 and 6, is kept."""
     return settings(
         model_folder,
         data_folder,
@@ -48,14 +53,14 @@ def assert_best_is_that_of_step_3(run: Path, reference: list[np.ndarray]) -> Non
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.fixture
-def third(config, tmp_path):
+@pytest.fixture(scope="module")
+def third(config, tmp_path_factory):
     """The parameters after step 3 of a run that keeps them as a checkpoint."""
-    train(
-        replace(config, checkpoint=replace(config.checkpoint, every_steps=3, keep=2, best="")), tmp_path / "reference"
-    )
-    (tmp_path / "reference" / "checkpoints" / "6").rename(tmp_path / "sixth")
-    return arrays(tmp_path / "reference")
+    reference = tmp_path_factory.mktemp("third") / "run"
+    kept = replace(config.checkpoint, every_steps=3, keep=2, best="")
+    train(replace(config, checkpoint=kept, evaluation=replace(config.evaluation, every_steps=0)), reference)
+    (reference / "checkpoints" / "6").rename(reference / "sixth")
+    return arrays(reference)
 
 
 def test_the_best_is_kept_bit_for_bit_and_is_a_model(config, third, tmp_path):

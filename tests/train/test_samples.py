@@ -8,8 +8,10 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from kills import metric_lines
 from lora_run import lora_settings, random_adapter
 from tiny_run import GRID_MODEL, MODEL, ner_rows, settings
+from together import log, running, wait
 
 from medtune_jax.config import MeshConfig
 from medtune_jax.evaluate.predictions import read_predictions
@@ -150,3 +152,22 @@ def test_on_a_mesh_the_answers_are_the_same(alone, answered):
     line, _, folder = answered(MeshConfig(data=2, fsdp=2, tensor=2), "mesh")
     assert line == alone[0]
     assert (folder / "1.jsonl").read_text() == (alone[2] / "1.jsonl").read_text()
+
+
+@pytest.mark.slow
+def test_two_processes_answer_together_and_one_writes(model_folder, data_folder, tmp_path):
+    """Two key-value heads, one on each process: they answer in lockstep, and both choose the same best."""
+    config = settings(
+        model_folder.absolute(),
+        data_folder.absolute(),
+        train__steps=2,
+        evaluation__every_steps=0,
+        evaluation__samples_every_steps=2,
+        checkpoint__best="samples",
+    )
+    with running(config, tmp_path / "run", timeout=300) as pair:
+        assert wait(pair, tmp_path / "run") == [0, 0], log(tmp_path / "run", 0)[-3000:]
+    [line] = [line for line in metric_lines(tmp_path / "run") if "samples" in line]
+    assert line["samples"]["sample-disease"]["n"] == 6
+    assert len((tmp_path / "run" / "samples" / "2.jsonl").read_text().splitlines()) == 6
+    assert json.loads((tmp_path / "run" / "best" / "best.json").read_text())["value"] == line["samples_mean"]
