@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
@@ -220,7 +221,7 @@ def _readable(read: Callable[[], T]) -> T:
             failure = error
         failed = failure is not None
         if jax.process_count() > 1:
-            failed = bool(multihost_utils.process_allgather(jnp.asarray(failed)).any())
+            failed = bool(multihost_utils.process_allgather(np.asarray(failed)).any())
         if not failed:
             return result  # type: ignore[return-value]
         if isinstance(failure, _NOT_ITS_FAULT):
