@@ -115,6 +115,8 @@ def export_adapter(
     about = {
         "adapter": f"LoRA of rank {lora.rank}, alpha {alpha}{' (rsLoRA)' if lora.rslora else ''}, on {', '.join(names)}"
     }
+    if lora.base != "compute":
+        about["trained on"] = f"the base quantised to {lora.base}: on other weights it computes something else"
     if base_sha256:
         about["base weights"] = f"SHA-256 {base_sha256} over the names, dtypes, shapes and bytes of all tensors"
     stored = _stored(config, names)

@@ -225,11 +225,13 @@ def test_a_flipped_bit_or_another_setting_fails_the_verification(folder: Path) -
 
 def test_an_adapter_of_gated_text_is_its_owners_only_and_says_its_licences(tmp_path: Path) -> None:
     gated = Origin("llama-2-7b", "llama2", {"ward": Data(3, "ward agreement", True)})
-    export_adapter(random_adapter(LORA), LORA, CONFIG, tmp_path / "out", origin=gated, template="alpaca")
+    lora = dataclasses.replace(LORA, base="nf4")
+    export_adapter(random_adapter(lora), lora, CONFIG, tmp_path / "out", origin=gated, template="alpaca")
     written = [tmp_path / "out", *(tmp_path / "out").iterdir()]
     assert not any(stat.S_IMODE(path.stat().st_mode) & 0o077 for path in written)
     card = (tmp_path / "out" / "README.md").read_text()
     assert "library_name: peft" in card and "llama2 AND ward agreement" in card and "rank 3, alpha 6" in card
+    assert "the base quantised to nf4" in card
     assert json.loads((tmp_path / "out" / "medtune.json").read_text())["template"] == "alpaca"
 
 
