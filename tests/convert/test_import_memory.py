@@ -114,7 +114,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Synthetic bfloat16 weights of TinyLlama's shape, 2.2 GB in files of a few layers each."""
     folder = tmp_path_factory.mktemp("tinyllama")
     (folder / "config.json").write_text(json.dumps(config_to_hf(TINYLLAMA)))
-    normal = np.random.default_rng(0).standard_normal(1 << 20, np.float32).astype(ml_dtypes.bfloat16) * 0.02
+    normal = (0.02 * np.random.default_rng(0).standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
     shapes = {
         name: tensor_shape(row, TINYLLAMA) for row in parameter_rows(TINYLLAMA) for name in tensor_names(row, TINYLLAMA)
     }
