@@ -1,5 +1,7 @@
 """Two real processes: one run, whichever of them is stopped, killed, or alone in seeing an error."""
 
+import re
+import shutil
 import signal
 import time
 
@@ -68,6 +70,21 @@ def test_the_death_of_a_process_ends_the_other_and_both_go_on(model_folder, data
     assert metric_lines(workdir) == metric_lines(undisturbed)
 
 
+def test_what_one_process_cannot_read_none_reads(model_folder, data_folder, undisturbed, tmp_path):
+    config, workdir = small_run(model_folder, data_folder), tmp_path / "run"
+    shutil.copytree(undisturbed, workdir)
+    newest = workdir / "checkpoints" / "12" / "params"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    assert wait(start(config, workdir), workdir) == [0, 0], log(workdir, 0)
+    assert re.search("checkpoints/12 is unreadable, hence moved to .*/unreadable: ", log(workdir, 0))
+    assert (workdir / "unreadable" / "12").is_dir()
+    ours, theirs = final_arrays(workdir), final_arrays(undisturbed)
+    for name in theirs:
+        np.testing.assert_array_equal(ours[name], theirs[name], err_msg=name)
+    assert metric_lines(workdir) == metric_lines(undisturbed)
+
+
 def test_sigterm_to_one_stops_both_after_the_same_step(model_folder, data_folder, tmp_path):
     config = small_run(model_folder, data_folder, train__steps=3000, checkpoint__every_steps=3000)
     workdir = tmp_path / "run"
@@ -93,10 +110,9 @@ def test_an_error_that_all_see_is_told_once(model_folder, data_folder, tmp_path)
 def test_an_error_that_one_sees_ends_all_with_its_message(model_folder, data_folder, tmp_path):
     """The second process is given another folder of rows, which is not there."""
     workdir, port = tmp_path / "run", free_port()
-    by_hand = {"coordinator": f"127.0.0.1:{port}", "num_processes": 2}
     pair = [
-        *start(small_run(model_folder, data_folder), workdir, only=0, process_id=0, **by_hand),
-        *start(small_run(model_folder, tmp_path / "absent"), workdir, only=1, process_id=1, **by_hand),
+        *start(small_run(model_folder, data_folder), workdir, only=0, port=port),
+        *start(small_run(model_folder, tmp_path / "absent"), workdir, only=1, port=port),
     ]
     assert wait(pair, workdir) == [EXIT_USER_ERROR] * 2, log(workdir, 0)
     assert "medtune train: process 1 of 2: " in log(workdir, 0) and "absent" in log(workdir, 0)

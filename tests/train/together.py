@@ -26,13 +26,21 @@ def free_port() -> int:
 
 
 def start(
-    config: Config, workdir: Path, *, only: int | None = None, timeout: int = 60, slurm: bool = False, **more: int
+    config: Config,
+    workdir: Path,
+    *,
+    only: int | None = None,
+    timeout: int = 60,
+    slurm: bool = False,
+    port: int = 0,
+    **more: int,
 ) -> list[subprocess.Popen[str]]:
     """Starts both of two processes with one device each, or process `only`; the output of i goes to <workdir>.<i>.log.
 
-    timeout: --process_timeout; slurm: told by SLURM's variables in place of flags; more: further flags.
+    timeout: --process_timeout; slurm: told by SLURM's variables in place of flags; port: of the coordinator;
+    more: further flags.
     """
-    port = free_port()
+    port = port or free_port()
     processes = []
     for index in range(2) if only is None else [only]:
         environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
