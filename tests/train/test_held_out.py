@@ -3,6 +3,7 @@
 from dataclasses import replace
 from pathlib import Path
 
+import hypothesis
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,6 +28,7 @@ def holding(wanted: float, seed: int = 0, **changes: object) -> Config:
 names = st.text("abc", max_size=2)
 
 
+@hypothesis.settings(deadline=None)
 @given(st.lists(st.tuples(names, names), min_size=2, max_size=30), st.integers(1, 12), st.integers(0, 3))
 def test_no_group_and_no_text_is_on_both_sides(pairs, wanted, seed):
     rows = [row(text or f"alone {index}", group) for index, (text, group) in enumerate(pairs)]
