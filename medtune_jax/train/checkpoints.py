@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 from jax.experimental import multihost_utils
 
 from medtune_jax.config import Config
@@ -177,8 +178,7 @@ class Checkpoints:
         def read() -> Meta:
             if not where.is_dir():
                 raise ValueError("it is a file, not a folder")
-            meta = self._manager.restore(step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
-            return upgraded(meta, where)
+            return upgraded(restore_item(where / "meta", ocp.args.JsonRestore()), where)
 
         return _readable(read)
 
@@ -187,8 +187,8 @@ class Checkpoints:
         stored = abstract
         if name == "params":  # float32 in every precision policy
             stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
-        arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(stored)})
-        item = _readable(lambda: self._manager.restore(step, args=arguments)[name])
+        where = self.folder / str(step) / name
+        item = _readable(lambda: restore_item(where, ocp.args.StandardRestore(stored)))
         if checksum(item) != meta["checksums"][name]:  # the same on every process
             raise Unreadable(f"the checksum of its {name} is wrong")
         leaves, tree = jax.tree.flatten(item)
@@ -208,6 +208,15 @@ class Checkpoints:
         if unreadable:
             multihost_utils.sync_global_devices("unreadable checkpoints are set aside")
             self._manager.reload()
+
+
+def restore_item(folder: Path, arguments: ocp.args.CheckpointArgs) -> Any:
+    """Reads one item of a checkpoint.
+
+    By its handler: CheckpointManager ends with a barrier, which a process that fails to read never reaches.
+    """
+    handler = ocp.JsonCheckpointHandler() if isinstance(arguments, ocp.args.JsonRestore) else None
+    return (handler or ocp.StandardCheckpointHandler()).restore(epath.Path(folder.absolute()), args=arguments)
 
 
 def _readable(read: Callable[[], T]) -> T:

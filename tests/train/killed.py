@@ -51,9 +51,9 @@ def evaluation(count: int) -> None:
 
 def restoring(count: int) -> None:
     """Some of a checkpoint's three items are read."""
-    import orbax.checkpoint as ocp
+    from medtune_jax.train import checkpoints
 
-    _at(ocp.CheckpointManager, "restore", count, None)
+    _at(checkpoints, "restore_item", count, None)
 
 
 def starting(count: int) -> None:

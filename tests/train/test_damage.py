@@ -20,6 +20,7 @@ import medtune_jax
 from medtune_jax.config import MeshConfig
 from medtune_jax.errors import UserError
 from medtune_jax.sharding import make_mesh
+from medtune_jax.train import checkpoints as checkpoints_module
 from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.checksum import checksum
 from medtune_jax.train.load import load_model
@@ -145,17 +146,17 @@ def test_a_data_or_model_folder_that_vanished_is_named_on_resumption(home, run, 
 
 
 def test_bits_that_changed_in_place_are_found_by_the_checksum(home, run, monkeypatch):
-    plain = ocp.CheckpointManager.restore
+    plain = checkpoints_module.restore_item
 
-    def restore_with_one_bit_flipped(self, step, args):
-        found = plain(self, step, args=args)
-        if step == 6 and "params" in args:
-            scale = np.array(found.params["norm"]["scale"])
+    def restore_with_one_bit_flipped(folder, arguments):
+        found = plain(folder, arguments)
+        if folder.parts[-2:] == ("6", "params"):
+            scale = np.array(found["norm"]["scale"])
             scale.view(np.uint32)[3] ^= 1
-            found.params["norm"]["scale"] = jax.device_put(scale, found.params["norm"]["scale"].sharding)
+            found["norm"]["scale"] = jax.device_put(scale, found["norm"]["scale"].sharding)
         return found
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore_with_one_bit_flipped)
+    monkeypatch.setattr(checkpoints_module, "restore_item", restore_with_one_bit_flipped)
     for dtype in ("float32", "bfloat16"):
         with pytest.raises(UserError, match="checkpoints/6 is unreadable: the checksum of its params is wrong"):
             load_model(run, dtype)
@@ -167,22 +168,22 @@ def test_what_is_not_the_fault_of_a_checkpoint_does_not_condemn_it(home, run, mo
     def fail(*_, **__):
         raise error
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", fail)
+    monkeypatch.setattr(checkpoints_module, "restore_item", fail)
     with pytest.raises(error):
         restore(run_settings(home), run)
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["4", "6"]
 
 
 def test_a_file_system_that_fails_once_does_not_condemn_a_checkpoint(home, run, monkeypatch):
-    plain, calls = ocp.CheckpointManager.restore, []
+    plain, calls = checkpoints_module.restore_item, []
 
-    def restore_once_failing(self, step, args):
-        calls.append(step)
+    def restore_once_failing(folder, arguments):
+        calls.append(folder)
         if len(calls) == 2:
             raise OSError(5, "Input/output error")
-        return plain(self, step, args=args)
+        return plain(folder, arguments)
 
-    monkeypatch.setattr(ocp.CheckpointManager, "restore", restore_once_failing)
+    monkeypatch.setattr(checkpoints_module, "restore_item", restore_once_failing)
     assert int(restore(run_settings(home), run).step) == 6
 
 
