@@ -64,6 +64,7 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
+        "wandb": ["wandb>=0.19"],
     },
     entry_points={"console_scripts": ["medtune = medtune_jax.cli.main:main"]},
     classifiers=[

@@ -10,7 +10,7 @@ from medtune_jax.config import TrainConfig
 from medtune_jax.errors import UserError
 from medtune_jax.train.guard import SKIPS_IN_A_ROW
 from medtune_jax.train.inputs import Inputs
-from medtune_jax.train.progress import Line
+from medtune_jax.train.records.progress import Line
 
 _ROWS_NAMED = 64
 _log = logging.getLogger(__name__)

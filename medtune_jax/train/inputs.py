@@ -24,8 +24,8 @@ from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
 from medtune_jax.tasks.rows import Row, read_rows
-from medtune_jax.train.checkpoints import Identity
 from medtune_jax.train.held_out import HeldOut, hold_out
+from medtune_jax.train.saved.checkpoints import Identity
 
 _log = logging.getLogger(__name__)
 

@@ -21,7 +21,7 @@ from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
 from medtune_jax.model.lora import abstract_adapter, merge
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train.checkpoints import Checkpoints
+from medtune_jax.train.saved.checkpoints import Checkpoints
 
 
 @dataclass(frozen=True, eq=False)

@@ -33,24 +33,24 @@ from medtune_jax.processes import ending_together
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.abstract import lower_step
 from medtune_jax.train.bad_step import bad_step_policy
-from medtune_jax.train.best import Best
-from medtune_jax.train.boards import check_boards, open_boards
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.feed import prefetched, put_rows
 from medtune_jax.train.held_out_loss import make_evaluate
 from medtune_jax.train.inputs import Inputs, read_inputs
-from medtune_jax.train.metrics import MetricsLog, Recorder, due, read_lines
 from medtune_jax.train.optimizer import make_optimizer
-from medtune_jax.train.plot import plot
-from medtune_jax.train.profiling import ProfileWindow
-from medtune_jax.train.progress import Progress, spent_before
-from medtune_jax.train.run_folder import write_run_folder
+from medtune_jax.train.records.boards import check_boards, open_boards
+from medtune_jax.train.records.metrics import MetricsLog, Recorder, due, read_lines
+from medtune_jax.train.records.plot import plot
+from medtune_jax.train.records.profiling import ProfileWindow
+from medtune_jax.train.records.progress import Progress, spent_before
+from medtune_jax.train.records.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.samples import make_sample
+from medtune_jax.train.saved.best import Best
+from medtune_jax.train.saved.checkpoints import Checkpoints
+from medtune_jax.train.saved.disk import one_writer, storage_errors_named
+from medtune_jax.train.saved.run_folder import write_run_folder
 from medtune_jax.train.signals import StopRequest
 from medtune_jax.train.state import abstract_state, init_state
 from medtune_jax.train.step import attention_backend
-from medtune_jax.train.storage import one_writer, storage_errors_named
-from medtune_jax.train.throughput import Work, device_memory, flops_per_token, peak_flops
 from medtune_jax.train.trainable import init_trainable, load_frozen
 
 
@@ -63,7 +63,7 @@ class Result:
       loss, eval_loss: the last ones logged, nats per loss token; None where there is none.
       padded_tokens_per_second, tokens_per_second (without padding), loss_tokens_per_second: of all devices, and the
         same ..._per_device, while training in this call; compilation, evaluation and saving not counted.
-      mfu: model FLOPs utilisation at that speed (train/throughput.py); None where the device's peak is not known.
+      mfu: model FLOPs utilisation at that speed (train/records/throughput.py); None where the peak is not known.
       goodput: time in updates over the time that the run has run, its resumptions included.
       seconds: wall time of this call; peak_memory_bytes: resident memory of this process at its highest;
         device_memory_bytes: the most in use on any device of this process, None where the backend does not say.

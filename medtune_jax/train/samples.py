@@ -34,7 +34,7 @@ from medtune_jax.tasks.rows import Row, credentialed_in
 from medtune_jax.tasks.source import Source
 from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.precision import compute_dtype
-from medtune_jax.train.run_folder import write_whole
+from medtune_jax.train.saved.run_folder import write_whole
 from medtune_jax.train.trainable import assemble
 
 MEAN = "samples_mean"  # the key of a line that holds the mean over sources of their leading metrics

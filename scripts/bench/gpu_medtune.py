@@ -43,8 +43,8 @@ def main(_: list[str]) -> None:
 
     from medtune_jax.model.llama import LlamaConfig
     from medtune_jax.sharding import make_mesh
+    from medtune_jax.train.records.throughput import Work, flops_per_token, peak_flops
     from medtune_jax.train.step import attention_backend
-    from medtune_jax.train.throughput import Work, flops_per_token, peak_flops
 
     until = time.monotonic() + _SECONDS.value
     shape = SHAPES[_SHAPE.value]
@@ -112,8 +112,8 @@ def measure(model: Any, mesh: Any, attention: str, saving: str, packs: int) -> d
     from medtune_jax.train.abstract import lower_step
     from medtune_jax.train.feed import put
     from medtune_jax.train.optimizer import make_optimizer
+    from medtune_jax.train.records.throughput import device_memory
     from medtune_jax.train.state import init_state
-    from medtune_jax.train.throughput import device_memory
 
     gc.collect()  # what a way before this one held
     config = settings(saving, packs, attention)

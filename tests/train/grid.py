@@ -33,10 +33,10 @@ from medtune_jax.model.llama import abstract_params, init_params
 from medtune_jax.model.lora import init_adapter
 from medtune_jax.processes import is_first, joined
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.feed import put_rows
-from medtune_jax.train.formats import Identity
 from medtune_jax.train.optimizer import make_optimizer
+from medtune_jax.train.saved.checkpoints import Checkpoints
+from medtune_jax.train.saved.formats import Identity
 from medtune_jax.train.state import abstract_state, init_state
 from medtune_jax.train.step import make_train_step
 from medtune_jax.train.trainable import abstract_trainable

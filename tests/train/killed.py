@@ -51,14 +51,14 @@ def evaluation(count: int) -> None:
 
 def restoring(count: int) -> None:
     """Some of a checkpoint's three items are read."""
-    from medtune_jax.train import checkpoints
+    from medtune_jax.train.saved import checkpoints
 
     _at(checkpoints, "restore_item", count, None)
 
 
 def starting(count: int) -> None:
     """A file of the run folder is written under its temporary name."""
-    from medtune_jax.train import run_folder
+    from medtune_jax.train.saved import run_folder
 
     _at(run_folder, "write_whole", count, lambda path, text: path.with_name(path.name + ".tmp").write_text(text[:9]))
 

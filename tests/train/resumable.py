@@ -9,9 +9,9 @@ from tiny_run import GRID_MODEL, settings, write_data, write_model
 
 from medtune_jax.config import Config
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.inputs import read_inputs
 from medtune_jax.train.optimizer import make_optimizer
+from medtune_jax.train.saved.checkpoints import Checkpoints
 from medtune_jax.train.state import TrainState, abstract_state
 
 

@@ -12,10 +12,10 @@ from tiny_run import settings
 from medtune_jax.convert.origin import read_origin
 from medtune_jax.errors import UserError
 from medtune_jax.train import loop
-from medtune_jax.train.best import Best
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.load import load_model
 from medtune_jax.train.loop import train
+from medtune_jax.train.saved.best import Best
+from medtune_jax.train.saved.checkpoints import Checkpoints
 
 VALUES = {1: 5.0, 2: 4.0, 3: 2.0, 4: 3.0, 5: 2.0, 6: 2.5}  # 3 is best: 5 is only as good
 

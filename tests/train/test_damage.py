@@ -20,11 +20,11 @@ import medtune_jax
 from medtune_jax.config import MeshConfig
 from medtune_jax.errors import UserError
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train import checkpoints as checkpoints_module
-from medtune_jax.train.checkpoints import Checkpoints
-from medtune_jax.train.checksum import checksum
 from medtune_jax.train.load import load_model
 from medtune_jax.train.loop import train
+from medtune_jax.train.saved import checkpoints as checkpoints_module
+from medtune_jax.train.saved.checkpoints import Checkpoints
+from medtune_jax.train.saved.checksum import checksum
 
 
 def largest(folder: Path) -> Path:

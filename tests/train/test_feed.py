@@ -10,7 +10,8 @@ import pytest
 from tiny_run import settings
 
 from medtune_jax.errors import Interrupted
-from medtune_jax.train import loop, metrics
+from medtune_jax.train import loop
+from medtune_jax.train.records import metrics
 from medtune_jax.train.feed import prefetched
 from medtune_jax.train.loop import train
 

@@ -16,7 +16,7 @@ from medtune_jax.tasks import registry
 from medtune_jax.tasks.registry import SOURCES
 from medtune_jax.tasks.rows import write_rows
 from medtune_jax.train.inputs import Inputs, read_inputs
-from medtune_jax.train.run_folder import write_run_folder
+from medtune_jax.train.saved.run_folder import write_run_folder
 
 
 @pytest.fixture

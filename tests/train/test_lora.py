@@ -14,9 +14,9 @@ from medtune_jax.config import MeshConfig
 from medtune_jax.config_values import override
 from medtune_jax.model.llama import abstract_params, head, parameter_rows
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.loop import train
 from medtune_jax.train.optimizer import make_optimizer
+from medtune_jax.train.saved.checkpoints import Checkpoints
 from medtune_jax.train.state import abstract_state
 from medtune_jax.train.step import _dropout_keys, abstract_batch, make_eval_step, make_train_step
 from medtune_jax.train.trainable import abstract_frozen

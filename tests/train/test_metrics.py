@@ -20,16 +20,16 @@ from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.model.lora import abstract_adapter
 from medtune_jax.sharding import make_mesh
-from medtune_jax.train import throughput
 from medtune_jax.train.bad_step import bad_step_policy
-from medtune_jax.train.boards import Wandb, check_boards, open_boards
-from medtune_jax.train.metrics import MetricsLog, Recorder, read_lines
 from medtune_jax.train.optimizer import make_optimizer
-from medtune_jax.train.plot import plot
-from medtune_jax.train.progress import Progress, Spent, spent_before
+from medtune_jax.train.records import throughput
+from medtune_jax.train.records.boards import Wandb, check_boards, open_boards
+from medtune_jax.train.records.metrics import MetricsLog, Recorder, read_lines
+from medtune_jax.train.records.plot import plot
+from medtune_jax.train.records.progress import Progress, Spent, spent_before
+from medtune_jax.train.records.throughput import Work, flops_per_token, matmul_parameters, peak_flops
 from medtune_jax.train.state import abstract_state
 from medtune_jax.train.step import make_train_step
-from medtune_jax.train.throughput import Work, flops_per_token, matmul_parameters, peak_flops
 from medtune_jax.train.trainable import abstract_frozen
 
 LLAMA2_7B = LlamaConfig(32000, 4096, 11008, 32, 32, 32, 128, 4096, 1e-5, 1e4)

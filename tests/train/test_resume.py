@@ -13,9 +13,9 @@ from tiny_run import ner_rows, write_tokenizer
 
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.tasks.rows import write_rows
-from medtune_jax.train import metrics as metrics_module
 from medtune_jax.train.load import load_model
 from medtune_jax.train.loop import train
+from medtune_jax.train.records import metrics as metrics_module
 
 
 @pytest.mark.parametrize("axes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"fsdp": 1, "tensor": 8}], ids=str)

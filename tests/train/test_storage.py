@@ -16,9 +16,10 @@ from tiny_run import settings
 
 from medtune_jax.config import Config
 from medtune_jax.errors import Interrupted, UserError
-from medtune_jax.train import loop, run_folder
+from medtune_jax.train import loop
+from medtune_jax.train.saved import run_folder
 from medtune_jax.train.loop import train
-from medtune_jax.train.storage import one_writer, storage_errors_named
+from medtune_jax.train.saved.disk import one_writer, storage_errors_named
 
 
 def one_device(model: Path, data: Path, **changes) -> Config:
@@ -154,7 +155,7 @@ def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
     program = """
         import sys, time
         from pathlib import Path
-        from medtune_jax.train.storage import one_writer
+        from medtune_jax.train.saved.disk import one_writer
         with one_writer(Path(sys.argv[1])):
             print("held", flush=True)
             time.sleep(600)

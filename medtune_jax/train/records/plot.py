@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.processes import is_first
-from medtune_jax.train.progress import Line
+from medtune_jax.train.records.progress import Line
 
 _SMOOTHED_OVER = 0.02  # share of the lines that the smooth curve averages, backwards; a curve of few lines has none
 _SMOOTHED_FROM = 100  # lines

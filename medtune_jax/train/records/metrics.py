@@ -12,10 +12,10 @@ import jax
 
 from medtune_jax.errors import UserError
 from medtune_jax.processes import is_first
-from medtune_jax.train.boards import Board
 from medtune_jax.train.inputs import Inputs
-from medtune_jax.train.progress import Line, Progress
-from medtune_jax.train.throughput import device_memory
+from medtune_jax.train.records.boards import Board
+from medtune_jax.train.records.progress import Line, Progress
+from medtune_jax.train.records.throughput import device_memory
 
 
 def read_lines(path: Path) -> list[Line]:

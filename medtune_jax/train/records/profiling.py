@@ -9,7 +9,7 @@ import jax
 
 from medtune_jax import processes
 from medtune_jax.config import LogConfig
-from medtune_jax.train.progress import Progress
+from medtune_jax.train.records.progress import Progress
 
 
 class ProfileWindow:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from medtune_jax.processes import is_first
-from medtune_jax.train.throughput import Work
+from medtune_jax.train.records.throughput import Work
 
 Line = dict[str, Any]
 Tokens = tuple[int, int, int]  # padded, non-padding, loss
@@ -82,7 +82,7 @@ class Progress:
         """Returns the figures since the last call, and those of the run.
 
         step_seconds; {padded_,,loss_}tokens_per_second, of all devices, and the same ..._per_device; mfu, where the
-        device's peak is known (train/throughput.py); updating_seconds and running_seconds of the whole run, its
+        device's peak is known (train/records/throughput.py); updating_seconds and running_seconds of the whole run, its
         resumptions included, and goodput, the former over the latter; seconds_left at this pace, if evaluation, saving
         and the rest take the share of time that they have had in this call.
         """

@@ -1,7 +1,7 @@
 """Checkpoints on disk: the one place that talks to Orbax.
 
-checkpoints/<step>/ holds `params` and `optimizer` (sharded arrays) and `meta` (JSON, train/formats.py: format version,
-step, the resolved configuration, the identity of what the run was made from, a checksum of each of the other two). A
+checkpoints/<step>/ holds `params` and `optimizer` (sharded arrays) and `meta` (JSON, formats.py: format version, step,
+the resolved configuration, the identity of what the run was made from, a checksum of each of the other two). A
 checkpoint appears under its name only when it is complete. Saving is asynchronous: a call returns when the state has
 been copied and may be donated.
 """
@@ -26,9 +26,9 @@ from jax.experimental import multihost_utils
 from medtune_jax.config import Config
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params
-from medtune_jax.train.checksum import checksum
-from medtune_jax.train.formats import Identity, Meta, items, make_meta, refuse_another_run, upgraded
 from medtune_jax.train.guard import init_guard
+from medtune_jax.train.saved.checksum import checksum
+from medtune_jax.train.saved.formats import Identity, Meta, items, make_meta, refuse_another_run, upgraded
 from medtune_jax.train.state import TrainState, shardings
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"

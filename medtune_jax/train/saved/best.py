@@ -22,10 +22,10 @@ from medtune_jax.config_values import get, leaves
 from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.model.llama import Params
 from medtune_jax.tasks.rows import registered_name, rows_sha256
-from medtune_jax.train.checkpoints import Checkpoints
 from medtune_jax.train.inputs import Inputs
-from medtune_jax.train.run_folder import describe_model, write_whole
 from medtune_jax.train.samples import MEAN, choose, key_of
+from medtune_jax.train.saved.checkpoints import Checkpoints
+from medtune_jax.train.saved.run_folder import describe_model, write_whole
 
 BEST = "best"
 _RECORD = "best.json"

@@ -1,0 +1,1 @@
+"""What a run tells: metrics, the progress line, boards, pictures, traces, and the formulas behind its numbers."""
