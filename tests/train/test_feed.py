@@ -11,9 +11,9 @@ from tiny_run import settings
 
 from medtune_jax.errors import Interrupted
 from medtune_jax.train import loop
-from medtune_jax.train.records import metrics
 from medtune_jax.train.feed import prefetched
 from medtune_jax.train.loop import train
+from medtune_jax.train.records import metrics
 
 _PATIENCE = 60.0  # seconds; reached only by a failure
 

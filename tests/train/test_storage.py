@@ -17,8 +17,8 @@ from tiny_run import settings
 from medtune_jax.config import Config
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.train import loop
-from medtune_jax.train.saved import run_folder
 from medtune_jax.train.loop import train
+from medtune_jax.train.saved import run_folder
 from medtune_jax.train.saved.disk import one_writer, storage_errors_named
 
 
