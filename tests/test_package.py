@@ -52,7 +52,8 @@ def test_every_module_of_the_checkout_is_installed(installed):
 def test_the_installed_command_answers_with_its_named_experiments(installed, tmp_path):
     done = medtune(installed, tmp_path, "train", "--help")
     assert done.returncode == 0, done.stderr
-    assert "Experiments: llama2_13b_medtuned, llama2_7b_medtuned, quickstart, stories260k_ncbi" in done.stdout
+    named = "llama2_13b_medtuned, llama2_7b_bioinstruct_lora, llama2_7b_medtuned, quickstart, stories260k_ncbi"
+    assert f"Experiments: {named}" in done.stdout
 
 
 def test_the_installed_command_prepares_rows(installed, tmp_path):
