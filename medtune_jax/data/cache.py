@@ -7,6 +7,7 @@ when complete; one that is damaged or of another version is not read but made ag
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import hashlib
 import json
 import logging
@@ -15,7 +16,8 @@ import shutil
 import tempfile
 import time
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +33,7 @@ from medtune_jax.tasks.rows import Row, rows_sha256
 
 _FROM = 20_000  # fewer rows are encoded in seconds, and stay in memory
 _KEPT = 8  # entries, the last ones used
+_IN_USE = 30 * 86_400.0  # seconds for which an entry may be in use
 _ARRAYS = {"tokens": "<i4", "weights": "<f4", "starts": "<i8", "prompt_lengths": "<i4", "rows": "<i8"}
 _ENTRY = "entry.json"
 _log = logging.getLogger(__name__)
@@ -64,16 +67,26 @@ def encode_cached(
         return encode.encode_rows(tokenizer, template, rows, **dataclasses.asdict(policy))
     encode.check(rows, policy)
     entry = folder / _key(tokenizer, template, rows, policy)
-    found = _read(entry)
-    if found is None:
-        try:
-            _make(entry, tokenizer, template, rows, policy, workers)
-        except OSError as error:
-            _log.warning("Encoded rows are not kept: %s cannot be written (%s).", folder, error.strerror or error)
-            return encode.encode_rows(tokenizer, template, rows, **dataclasses.asdict(policy))
-        found = _read(entry)
-        assert found is not None, f"{entry} was just written"
-    return found
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with _alone(folder / f".lock-{entry.name}"):  # the other processes of this machine wait, and read
+            found = _read(entry)
+            if found is None:
+                _make(entry, tokenizer, template, rows, policy, workers)
+                found = _read(entry)
+    except OSError as error:
+        _log.warning("Encoded rows are not kept: %s cannot be written (%s).", folder, error.strerror or error)
+        found = None
+    return found or encode.encode_rows(tokenizer, template, rows, **dataclasses.asdict(policy))
+
+
+@contextmanager
+def _alone(place: Path) -> Iterator[None]:
+    """Holds the lock `place` while it is entered; the kernel releases it where the process is killed."""
+    with place.open("w") as file:
+        with suppress(OSError):  # a file system without locks: two may write, the second in vain
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
 
 
 def _key(tokenizer: Tokenizer, template: Template, rows: Sequence[Row], policy: Policy) -> str:
@@ -105,7 +118,6 @@ def _make(
     policy: Policy,
     count: int | None,
 ) -> None:
-    entry.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     spool = Path(tempfile.mkdtemp(prefix=".partial-", dir=entry.parent))  # its owner's only: tokens are text
     count = workers.count_workers(len(rows)) if count is None else count
     tallies = []
@@ -135,11 +147,7 @@ def _make(
         about = {"report": dataclasses.asdict(report), "checksums": checksums}
         (spool / _ENTRY).write_text(json.dumps(about), encoding="utf-8")
         shutil.rmtree(entry, ignore_errors=True)  # a damaged one
-        try:
-            spool.rename(entry)
-        except OSError:
-            if not (entry / _ENTRY).is_file():  # else another process was first, with the same content
-                raise
+        spool.rename(entry)
     finally:
         for file in files.values():
             file.close()
@@ -166,8 +174,8 @@ def _read(entry: Path) -> tuple[EncodedRows, Report] | None:
 
 
 def _prune(folder: Path) -> None:
-    """Removes all entries but the last ones used, and what a killed process left a day ago."""
+    """Removes entries that nothing has used for long, but for the last ones, and what killed processes left."""
     entries = sorted(folder.glob("[!.]*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    left = [path for path in folder.glob(".partial-*") if time.time() - path.stat().st_mtime > 86_400]
-    for path in [*entries[_KEPT:], *left]:
-        shutil.rmtree(path, ignore_errors=True)
+    for path in [*entries[_KEPT:], *folder.glob(".partial-*")]:
+        if time.time() - path.stat().st_mtime > _IN_USE:  # else a run may have it mapped
+            shutil.rmtree(path, ignore_errors=True)

@@ -71,10 +71,8 @@ def encode_in_order(
             yield encode_chunk(tokenizer, template, rows[start : start + CHUNK], start, policy)
         return
     setup = _Setup(tokenizer.folder.resolve(), template, policy, user_definitions(rows))
-    running = [_start(setup) for _ in range(workers)]
+    running: list[subprocess.Popen[bytes]] = []
     idle: queue.SimpleQueue[subprocess.Popen[bytes]] = queue.SimpleQueue()
-    for worker in running:
-        idle.put(worker)
 
     def encode(start: int) -> tuple[EncodedRows, Tally]:
         worker = idle.get()
@@ -85,6 +83,9 @@ def encode_in_order(
 
     with ThreadPoolExecutor(workers) as pool:
         try:
+            for _ in range(workers):
+                running.append(_start(setup))
+                idle.put(running[-1])
             yield from pool.map(encode, starts)
         finally:
             for worker in running:
@@ -96,15 +97,14 @@ def encode_in_order(
 
 def _start(setup: _Setup) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    worker = subprocess.Popen(
-        [sys.executable, "-m", "medtune_jax.data.workers"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-    )
-    assert worker.stdin is not None  # it was asked for
-    pickle.dump(setup, worker.stdin)
-    worker.stdin.flush()
+    command = [sys.executable, "-m", "medtune_jax.data.workers"]
+    try:
+        worker = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert worker.stdin is not None  # it was asked for
+        pickle.dump(setup, worker.stdin)
+        worker.stdin.flush()
+    except OSError as error:
+        raise RuntimeError(f"A process that encodes rows cannot be started: {error}.") from error
     return worker
 
 
@@ -114,7 +114,7 @@ def _ask(worker: subprocess.Popen[bytes], task: tuple[int, Sequence[Row]]) -> tu
         pickle.dump(task, worker.stdin)
         worker.stdin.flush()
         answer = pickle.load(worker.stdout)
-    except (EOFError, BrokenPipeError) as error:
+    except (EOFError, BrokenPipeError, pickle.UnpicklingError) as error:
         raise RuntimeError(
             f"A process that encodes rows ended with status {worker.wait()} (short of memory?). Run the same again."
         ) from error

@@ -15,6 +15,7 @@ from medtune_jax.errors import UserError
 from medtune_jax.tasks.rows import MissingSplit, Row, read_rows, rows_of
 
 HOLDOUT = "holdout"  # what is logged as the split of rows held out of training
+_SHORT = 24  # characters of an input that says nothing by itself; our choice
 _log = logging.getLogger(__name__)
 
 
@@ -51,7 +52,7 @@ def hold_out(config: Config, rows: Sequence[Row]) -> tuple[list[int], HeldOut]:
 
 
 def _draw(rows: Sequence[Row], wanted: float, seed: int) -> list[int]:
-    """Returns the indices of so many rows, or so large a share, and as many more as belong together with them."""
+    """Returns the indices of so many rows, or so large a share; fewer where rows that stay together do not fit."""
     count = math.ceil(wanted * len(rows)) if wanted < 1 else int(wanted)
     sets: dict[int, list[int]] = {}
     for index, one in enumerate(_belonging(rows)):
@@ -59,9 +60,10 @@ def _draw(rows: Sequence[Row], wanted: float, seed: int) -> list[int]:
     together = list(sets.values())
     held: list[int] = []
     for index in order(len(together), seed, epoch=-1):  # no epoch of training has this order
-        if len(held) >= count:
-            break
-        held += together[index]
+        if len(held) + len(together[index]) <= count:
+            held += together[index]
+    if not held:
+        held = min(together, key=len)
     if len(held) == len(rows):
         raise UserError(
             f"evaluation.holdout={wanted:g} leaves none of {len(rows):,} training rows to train on; rows of one "
@@ -73,8 +75,8 @@ def _draw(rows: Sequence[Row], wanted: float, seed: int) -> list[int]:
 def _belonging(rows: Sequence[Row]) -> list[int]:
     """Returns for each row the number of its set: rows that share a `group` (document, patient) or a text are one set.
 
-    A group's name counts whatever the source: two corpora may annotate one document. The text is the input, or the
-    instruction where there is none.
+    A group's name counts whatever the source: two corpora may annotate one document. The text is the input; with the
+    instruction where it is short, as "<noinput>" and "Yes" are, which many rows share that have nothing in common.
     """
     above = list(range(len(rows)))
 
@@ -86,7 +88,8 @@ def _belonging(rows: Sequence[Row]) -> list[int]:
 
     first: dict[tuple[str, str], int] = {}
     for index, row in enumerate(rows):
-        for name in (("group", row.group), ("text", row.input or row.instruction)):
+        text = row.input if len(row.input) >= _SHORT else f"{row.instruction}\n{row.input}"
+        for name in (("group", row.group), ("text", text)):
             if name[1]:
                 above[top(index)] = top(first.setdefault(name, index))
     return [top(index) for index in range(len(rows))]

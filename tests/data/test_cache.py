@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import os
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -44,7 +46,7 @@ def same(a, b) -> bool:
 
 
 def entries(folder):
-    return sorted(path.name for path in folder.iterdir())
+    return sorted(path.name for path in folder.glob("[!.]*"))
 
 
 @pytest.mark.parametrize("weight", [1.0, 5.0])
@@ -91,7 +93,7 @@ def test_another_template_makes_another_entry(pieces, tmp_path):
 def test_a_damaged_entry_is_made_again(pieces, tmp_path, caplog, damage):
     first, _ = cache.encode_cached(pieces, TEMPLATE, rows(), folder=tmp_path)
     expected = {name: np.array(getattr(first, name)) for name in FIELDS}
-    (entry,) = tmp_path.iterdir()
+    (entry,) = tmp_path.glob("[!.]*")
     content = bytearray((entry / "tokens").read_bytes())
     content[8] ^= 1
     if damage == "missing":
@@ -111,7 +113,7 @@ def test_a_bad_row_is_named_and_nothing_is_left(pieces, tmp_path, count):
     bad = [*rows(9), dataclasses.replace(ROWS[0], output=" ", id="blank")]
     with pytest.raises(UserError, match=r"Row 9 \(source '.*', id blank\) has an empty output"):
         cache.encode_cached(pieces, TEMPLATE, bad, folder=tmp_path, workers=count)
-    assert entries(tmp_path) == []
+    assert [path.name[:6] for path in tmp_path.iterdir()] == [".lock-"]
 
 
 def test_overlong_rows_are_counted_over_all_chunks(pieces, tmp_path):
@@ -142,15 +144,36 @@ def test_where_nothing_can_be_kept_rows_stay_in_memory(pieces, tmp_path, caplog)
 
 
 def test_entries_are_their_owners_only_and_few(pieces, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "_KEPT", 2)
+    monkeypatch.setattr(cache, "_KEPT", 1)
+    monkeypatch.setattr(cache, "_IN_USE", time.time() - 5.5)  # an entry of second 5 of 1970 is old, of 6 not
     folder = tmp_path / "rows"
     for count in (5, 6, 7):
         cache.encode_cached(pieces, TEMPLATE, rows(count), folder=folder)
-        (made,) = [path for path in folder.iterdir() if path.stat().st_mtime > 1e9]
+        (made,) = [path for path in folder.glob("[!.]*") if path.stat().st_mtime > 1e9]
         assert made.stat().st_mode & 0o077 == 0
         os.utime(made, (count, count))  # so that the order does not hang on the clock's grain
     assert folder.stat().st_mode & 0o077 == 0
-    assert sorted(path.stat().st_mtime for path in folder.iterdir()) == [6, 7]
+    assert sorted(path.stat().st_mtime for path in folder.glob("[!.]*")) == [6, 7]
+
+
+def test_one_of_two_at_a_time_encodes_and_the_other_reads(pieces, tmp_path, monkeypatch):
+    make, made, found = cache._make, [], []
+
+    def counted(entry, *rest):
+        made.append(entry)
+        make(entry, *rest)
+
+    monkeypatch.setattr(cache, "_make", counted)
+    both = [
+        threading.Thread(target=lambda: found.append(cache.encode_cached(pieces, TEMPLATE, rows(), folder=tmp_path)[0]))
+        for _ in range(2)
+    ]
+    for one in both:
+        one.start()
+    for one in both:
+        one.join()
+    assert len(made) == 1
+    assert same(*found)
 
 
 def test_few_rows_are_not_kept(pieces, tmp_path, monkeypatch):

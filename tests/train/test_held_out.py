@@ -38,7 +38,7 @@ def test_no_group_and_no_text_is_on_both_sides(pairs, wanted, seed):
         assert "leaves none" in str(error)
         return
     trained = [rows[index] for index in kept]
-    assert len(trained) + len(held.rows) == len(rows) and len(held.rows) >= min(wanted, len(rows))
+    assert len(trained) + len(held.rows) == len(rows) and held.rows
     assert held.split == HOLDOUT
     assert not {one.input for one in trained} & {one.input for one in held.rows}
     assert not {one.group for one in trained if one.group} & {one.group for one in held.rows}
@@ -48,6 +48,17 @@ def test_a_share_is_of_the_rows_and_the_seed_draws():
     rows = [row(f"text {index}") for index in range(40)]
     drawn = [hold_out(holding(0.25, seed), rows)[1].rows for seed in (0, 0, 1)]
     assert len(drawn[0]) == 10 and drawn[0] == drawn[1] != drawn[2]
+
+
+def test_no_more_is_held_out_than_asked_for_where_a_set_fits():
+    rows = [row("<noinput>", group="large") for _ in range(30)] + [row(f"text {index}") for index in range(10)]
+    for seed in range(8):
+        assert len(hold_out(holding(5.0, seed), rows)[1].rows) == 5
+
+
+def test_rows_share_no_text_by_a_placeholder():
+    rows = [replace(row("<noinput>", output=f"{index}"), instruction=f"Question {index}?") for index in range(8)]
+    assert len(hold_out(holding(3.0), rows)[1].rows) == 3
 
 
 def test_rows_whose_question_is_their_instruction_belong_together_by_it():
@@ -122,4 +133,4 @@ def test_what_cannot_be_chosen_by_or_held_out_is_said_before_anything_is_trained
 def test_the_draw_is_the_same_on_every_machine():
     rows = [row(f"text {index}", group="abcdefgh"[index % 7]) for index in range(50)]
     _, held = hold_out(holding(10.0), rows)
-    assert sorted({one.group for one in held.rows}) == ["b", "g"]
+    assert sorted({one.group for one in held.rows}) == ["b"]
