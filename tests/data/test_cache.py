@@ -145,15 +145,15 @@ def test_where_nothing_can_be_kept_rows_stay_in_memory(pieces, tmp_path, caplog)
 
 def test_entries_are_their_owners_only_and_few(pieces, tmp_path, monkeypatch):
     monkeypatch.setattr(cache, "_KEPT", 1)
-    monkeypatch.setattr(cache, "_IN_USE", time.time() - 5.5)  # an entry of second 5 of 1970 is old, of 6 not
+    monkeypatch.setattr(cache, "_IN_USE", time.time() - 5500)  # an entry of second 5,000 of 1970 is old, of 6,000 not
     folder = tmp_path / "rows"
     for count in (5, 6, 7):
         cache.encode_cached(pieces, TEMPLATE, rows(count), folder=folder)
         (made,) = [path for path in folder.glob("[!.]*") if path.stat().st_mtime > 1e9]
         assert made.stat().st_mode & 0o077 == 0
-        os.utime(made, (count, count))  # so that the order does not hang on the clock's grain
+        os.utime(made, (1000 * count, 1000 * count))  # so that the order does not hang on the clock's grain
     assert folder.stat().st_mode & 0o077 == 0
-    assert sorted(path.stat().st_mtime for path in folder.glob("[!.]*")) == [6, 7]
+    assert sorted(path.stat().st_mtime for path in folder.glob("[!.]*")) == [6000, 7000]
 
 
 def test_one_of_two_at_a_time_encodes_and_the_other_reads(pieces, tmp_path, monkeypatch):
