@@ -11,6 +11,7 @@ import math
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
@@ -41,12 +42,13 @@ RULES: dict[str, tuple[str, ...]] = {
 def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
     """Returns the mesh (dcn_data, data, fsdp, tensor) over `devices` (default: all of them).
 
-    Where the devices lie in several slices (TPUs joined by a data-center network), each index of dcn_data is one slice
-    and the other axes stay within it; elsewhere dcn_data is an axis like the others. `tensor` may span hosts.
+    Where TPUs lie in several slices, joined by a data-center network, each index of dcn_data is one slice and the other
+    axes stay within it. Elsewhere dcn_data is an axis like the others, and any axis may span hosts: GPUs are laid out
+    node by node, so that the last axes keep to one node where they divide it.
 
     Raises:
       UserError: the axis sizes do not multiply to the number of devices, more than one is -1, or dcn_data is not the
-        number of slices.
+        number of slices of TPUs.
     """
     devices = jax.devices() if devices is None else devices
     sizes = [getattr(config, axis) for axis in MESH_AXES]
@@ -60,7 +62,10 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices):
         raise UserError(f"mesh: {named} needs {math.prod(sizes)} devices, there are {len(devices)}.")
-    slices = len({getattr(device, "slice_index", None) for device in devices})
+    slices = len({_slice(device) for device in devices})
+    if devices[0].platform != "tpu":
+        ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
+        return Mesh(np.array(ordered).reshape(sizes), MESH_AXES, axis_types=_AUTO)
     if slices == 1:
         return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=_AUTO, devices=devices)
     if sizes[0] != slices:
@@ -70,6 +75,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         )
     within, across = (1, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=_AUTO)
+
+
+def _slice(device: Any) -> int:
+    """Returns the slice of a TPU, or the node of a GPU, that the device lies in."""
+    return getattr(device, "slice_index", None) or 0
 
 
 def spec(axes: tuple[str | None, ...]) -> PartitionSpec:

@@ -133,6 +133,29 @@ def test_slices_that_dcn_data_does_not_count_are_an_error(
         make_mesh(MeshConfig(**sizes), tpu_devices("v5e:2x2", num_slices=2))
 
 
+@dataclasses.dataclass(frozen=True)
+class Gpu:
+    """As jax lists those of two nodes: a node is a slice, ids and processes need not follow it."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "NVIDIA H100 80GB HBM3"
+    client: Any = None
+
+
+@pytest.mark.parametrize(
+    ("sizes", "shape"),
+    [({}, (1, 1, 16, 1)), ({"fsdp": 1, "tensor": 16}, (1, 1, 1, 16)), ({"dcn_data": 2, "tensor": 4}, (2, 1, 2, 4))],
+)
+def test_axes_span_nodes_of_gpus_and_inner_ones_keep_to_one(sizes: dict[str, int], shape: tuple[int, ...]) -> None:
+    devices = [Gpu(id=n, process_index=n // 8, slice_index=1 - n // 8) for n in reversed(range(16))]
+    mesh = make_mesh(MeshConfig(**sizes), devices)
+    assert tuple(mesh.shape.values()) == shape
+    assert [device.id for device in mesh.devices.flat] == [*range(8, 16), *range(8)]
+
+
 def test_a_batch_is_split_over_all_data_axes() -> None:
     mesh = make_mesh(MeshConfig(dcn_data=2, data=2, fsdp=2))
     placed = jax.device_put(np.zeros((16, 5), np.int32), batch_sharding(mesh))

@@ -3,9 +3,13 @@
 | name | kept of a layer, per position | recomputed |
 | --- | --- | --- |
 | none | everything | nothing |
-| dots | its input and the outputs of its seven projections, on the device | norms, rotary embedding, attention, silu |
+| dots | its input, the outputs of its seven projections and what splash attention names, on the device | the rest |
 | offload | its input, in pinned host memory | the layer |
 | full | its input, on the device | the layer |
+
+Splash attention names its output and the logarithms of its denominators, which is all that its backward pass asks for
+beside queries, keys and values. The other backends name nothing, so `dots` runs their forward pass again: the kernels
+for GPUs do not let a caller name what they keep, and the plain one needs its scores, not its output.
 
 None changes what is computed.
 """
@@ -18,10 +22,11 @@ from typing import Any
 import jax
 from jax.ad_checkpoint import checkpoint_name
 
+ATTENTION = "attention"
 _INPUT, _PROJECTION = "layer_input", "projection"
 _policies = jax.checkpoint_policies
 _POLICIES = {
-    "dots": _policies.save_only_these_names(_PROJECTION),
+    "dots": _policies.save_only_these_names(_PROJECTION, ATTENTION),
     "offload": _policies.save_and_offload_only_these_names(
         names_which_can_be_saved=[],
         names_which_can_be_offloaded=[_INPUT],

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,10 +21,11 @@ from medtune_jax.data.prompts import Template, get_template
 from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig
-from medtune_jax.sharding import BATCH_AXES
-from medtune_jax.tasks.rows import Row, read_rows
+from medtune_jax.tasks.rows import Row, read_rows, rows_sha256
+from medtune_jax.train.agreement import edges_of_weights, require_same, settings_and_program
 from medtune_jax.train.held_out import HeldOut, hold_out
 from medtune_jax.train.saved.checkpoints import Identity
+from medtune_jax.train.step import check_batch
 
 _log = logging.getLogger(__name__)
 
@@ -56,8 +56,13 @@ class Inputs:
 
 
 def read_inputs(config: Config, mesh: Mesh) -> Inputs:
-    """Reads and checks what `config` names; see train/loop.py for what it raises."""
-    _check_batch(config, mesh)
+    """Reads and checks what `config` names; see train/loop.py for what it raises.
+
+    Several processes compare what they hold: settings at once, so that none waits for what others do not do; rows and
+    all else when they are read.
+    """
+    require_same(settings_and_program(config))
+    check_batch(config, mesh)
     source = Path(config.model.path)
     model = _model_config(config, source)
     tokenizer = load_tokenizer(source)
@@ -82,13 +87,27 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
             data.total_steps,
             config.optimizer.learning_rate,
         )
+    adapter = adapter_sha256(config.model.lora.path) if config.model.lora.path else ""
+    require_same(
+        {
+            "architecture (model.path)": config_to_hf(model),
+            "tokenizer (model.path)": tokenizer.sha256,
+            "adapter (model.lora.path)": adapter,
+            "weights (model.path)": edges_of_weights(source),
+            "wording of the template": template.sha256,
+            "rows (data.path)": data.sha256,
+            "held-out rows (data.path)": rows_sha256(held_out.rows),
+            "number of steps": data.total_steps,
+            "loss tokens in a sequence": data.budget,
+        }
+    )
     identity = Identity(
         base_weights=weights_sha256(source),
         tokenizer=tokenizer.sha256,
         template=template.sha256,
         data=data.sha256,
         model=config_to_hf(model),
-        adapter=adapter_sha256(config.model.lora.path) if config.model.lora.path else "",
+        adapter=adapter,
     )
     evaluation = _evaluation(config, tokenizer, template, held_out)
     origin = read_origin(source)
@@ -114,16 +133,6 @@ def read_inputs(config: Config, mesh: Mesh) -> Inputs:
         identity=identity,
         origin=origin,
     )
-
-
-def _check_batch(config: Config, mesh: Mesh) -> None:
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    micro = config.train.batch_size // config.train.accumulation
-    if micro % ways:
-        raise UserError(
-            f"A micro-batch of {micro} sequences (train.batch_size / train.accumulation) cannot be split over {ways} "
-            "devices (mesh dcn_data x data x fsdp): make batch_size a multiple of accumulation x that number."
-        )
 
 
 def _model_config(config: Config, source: Path) -> LlamaConfig:

@@ -1,10 +1,17 @@
 """The cross entropy of the training loss: fused with the output projection, in pieces.
 
-Dimensions: B sequences, M loss targets of a sequence, C targets of a piece, D model width, V padded vocabulary.
+Dimensions: B sequences, M loss targets of a sequence, N = B M targets, C targets of a piece, D model width, V padded
+vocabulary.
 
 The logits of all targets in float32 are the largest array of a training step. Here they exist a piece of C targets at a
 time, and the gradients of a piece are taken while it is there, so the backward pass makes no logits again (the idea of
 Hsu et al. 2024, Liger Kernel, arXiv 2410.10989).
+
+C is bounded on both sides. From above by the memory of a piece, whatever B and M are. From below by bandwidth: a piece
+costs 6 C D V operations in three products, and reads and writes the float32 [D, V] gradient of the head, 8 D V bytes;
+that is 0.75 C operations a byte. TPU v5e, H100 and H200 have peaks of 240, 295 and 206 operations for each byte that
+their memory moves. PIECE_BYTES gives a vocabulary of 32,000 1,024 targets: 768 operations a byte. One of 128,256 gets
+256 targets and 192 operations a byte on one device, and more of both where a tensor axis cuts it.
 """
 
 from __future__ import annotations
@@ -23,13 +30,19 @@ from medtune_jax.sharding import BATCH_AXES, rows_divide, spec
 
 Sums = tuple[jax.Array, jax.Array]  # (weighted, plain)
 
-PIECE_BYTES = 2**25  # float32 logits of a piece on one device
-_PIECE_MULTIPLE = 64
+PIECE_BYTES = 2**27  # float32 logits of a piece on one device
+_TILE = 128  # rows that accelerators multiply at once
 
 
-def chunk_size(rows: int, vocab: int) -> int:
-    """Returns C, a multiple of 64, for `rows` sequences and `vocab` logit columns on one device."""
-    return max(1, PIECE_BYTES // (4 * rows * vocab * _PIECE_MULTIPLE)) * _PIECE_MULTIPLE
+def chunk_size(targets: int, vocab: int, piece_bytes: int = PIECE_BYTES) -> int:
+    """Returns C for `targets` targets and `vocab` logit columns on one device.
+
+    As few pieces as `piece_bytes` allows, of equal size, and that a multiple of 128 where there are several.
+    """
+    most = max(1, piece_bytes // (4 * vocab))
+    tile = _TILE if most >= _TILE else 1
+    pieces = -(-targets // (most - most % tile))
+    return min(targets, -(-targets // (pieces * tile)) * tile)
 
 
 def linear_cross_entropy(
@@ -38,7 +51,7 @@ def linear_cross_entropy(
     targets_BM: jax.Array,
     weights_BM: jax.Array,
     config: LlamaConfig,
-    chunk: int,
+    piece_bytes: int = PIECE_BYTES,
 ) -> tuple[jax.Array, jax.Array]:
     """Sums the negative log likelihood of the targets.
 
@@ -47,24 +60,19 @@ def linear_cross_entropy(
       head_DV: the output projection, in its own dtype, which is that of its gradient.
       targets_BM: int32; weights_BM: float32, 0 = unused.
       config: says which columns are padding (they get no probability).
-      chunk: C, targets of a sequence whose logits exist at a time.
+      piece_bytes: of float32 logits that exist at a time on a device.
 
     Returns:
       (weighted, plain), float32 scalars in nats: the sum of weight x loss, and the sum of loss where the weight is not
       0. Only `weighted` has a gradient, and only towards hidden and head.
     """
-    chunk = min(chunk, hidden_BMD.shape[1])
-    short = -hidden_BMD.shape[1] % chunk
-    if short:
-        hidden_BMD = jnp.pad(hidden_BMD, ((0, 0), (0, short), (0, 0)))
-        targets_BM, weights_BM = (jnp.pad(x, ((0, 0), (0, short))) for x in (targets_BM, weights_BM))
-    return _fused(config, chunk, hidden_BMD, head_DV, targets_BM, weights_BM)
+    return _fused(config, piece_bytes, hidden_BMD, head_DV, targets_BM, weights_BM)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _fused(
     config: LlamaConfig,
-    chunk: int,
+    piece_bytes: int,
     hidden_BMD: jax.Array,
     head_DV: jax.Array,
     targets_BM: jax.Array,
@@ -74,10 +82,11 @@ def _fused(
         head = _gathered(head_DV, hidden_BMD.dtype)
 
         def piece(sums: Sums, inputs: tuple[jax.Array, ...]) -> tuple[Sums, None]:
-            hidden_BCD, targets_BC, weights_BC = inputs
-            loss_BC, _, _ = _piece_loss(config, hidden_BCD, head, targets_BC)
-            return _add(sums, loss_BC, weights_BC), None
+            hidden_CD, targets_C, weights_C = inputs
+            loss_C, _, _ = _piece_loss(config, hidden_CD, head, targets_C)
+            return _add(sums, loss_C, weights_C), None
 
+        chunk = chunk_size(targets_BM.size, head.shape[1], piece_bytes)
         sums, _ = jax.lax.scan(piece, _no_sums(), _pieces(chunk, hidden_BMD, targets_BM, weights_BM))
         return _total(sums, BATCH_AXES)
 
@@ -87,7 +96,7 @@ def _fused(
 
 def _fused_forward(
     config: LlamaConfig,
-    chunk: int,
+    piece_bytes: int,
     hidden_BMD: jax.Array,
     head_DV: jax.Array,
     targets_BM: jax.Array,
@@ -103,21 +112,22 @@ def _fused_forward(
             carry: tuple[jax.Array, Sums], inputs: tuple[jax.Array, ...]
         ) -> tuple[tuple[jax.Array, Sums], jax.Array]:
             d_head_DV, sums = carry
-            hidden_BCD, targets_BC, weights_BC = inputs
-            loss_BC, logits_BCV, normalizer_BC = _piece_loss(config, hidden_BCD, head, targets_BC)
-            is_target_BCV = targets_BC[..., None] == columns_V
-            d_BCV = (jnp.exp(logits_BCV - normalizer_BC[..., None]) - is_target_BCV) * weights_BC[..., None]
-            d_nV = d_BCV.astype(hidden_BCD.dtype).reshape(-1, d_BCV.shape[-1])
-            hidden_nD = hidden_BCD.reshape(-1, hidden_BCD.shape[-1])
-            d_hidden_nD = _total(matmul.dot(d_nV, head.T), ("tensor",)).astype(hidden_BCD.dtype)
-            d_head_DV += matmul.dot(hidden_nD.T, d_nV)
-            return (d_head_DV, _add(sums, loss_BC, weights_BC)), d_hidden_nD.reshape(hidden_BCD.shape)
+            hidden_CD, targets_C, weights_C = inputs
+            loss_C, logits_CV, normalizer_C = _piece_loss(config, hidden_CD, head, targets_C)
+            is_target_CV = targets_C[:, None] == columns_V
+            d_CV = (jnp.exp(logits_CV - normalizer_C[:, None]) - is_target_CV) * weights_C[:, None]
+            d_CV = d_CV.astype(hidden_CD.dtype)
+            d_hidden_CD = _total(matmul.dot(d_CV, head.T), ("tensor",)).astype(hidden_CD.dtype)
+            d_head_DV += matmul.dot(hidden_CD.T, d_CV)
+            return (d_head_DV, _add(sums, loss_C, weights_C)), d_hidden_CD
 
+        chunk = chunk_size(targets_BM.size, head.shape[1], piece_bytes)
         start = (jnp.zeros(head.shape, jnp.float32), _no_sums())
         pieces = _pieces(chunk, hidden_BMD, targets_BM, weights_BM)
-        (d_head_DV, sums), d_hidden_nBCD = jax.lax.scan(piece, start, pieces)
-        d_hidden_BMD = jnp.moveaxis(d_hidden_nBCD, 0, 1).reshape(hidden_BMD.shape)
-        return _total(sums, BATCH_AXES), (d_hidden_BMD, _scattered(d_head_DV).astype(head_DV.dtype))
+        (d_head_DV, sums), d_hidden_nCD = jax.lax.scan(piece, start, pieces)
+        d_hidden_ND = d_hidden_nCD.reshape(-1, hidden_BMD.shape[-1])[: targets_BM.size]
+        gradients = (d_hidden_ND.reshape(hidden_BMD.shape), _scattered(d_head_DV).astype(head_DV.dtype))
+        return _total(sums, BATCH_AXES), gradients
 
     places = (_SUMS, (_ROWS, _HEAD))
     found: tuple[Sums, tuple[jax.Array, jax.Array]] = _on_each_device(
@@ -128,7 +138,7 @@ def _fused_forward(
 
 def _fused_backward(
     config: LlamaConfig,
-    chunk: int,
+    piece_bytes: int,
     gradients: tuple[jax.Array, jax.Array],
     cotangents: Sums,
 ) -> tuple[jax.Array | None, ...]:
@@ -140,37 +150,42 @@ def _fused_backward(
 _fused.defvjp(_fused_forward, _fused_backward)
 
 
-def _pieces(chunk: int, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """[B, M, ...] -> [M / C, B, C, ...] each."""
-    return tuple(jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0) for x in arrays)
+def _pieces(chunk: int, *arrays_BM: jax.Array) -> tuple[jax.Array, ...]:
+    """[B, M, ...] -> [n, C, ...] each, n = N / C rounded up: the targets in their order, then zeros."""
+
+    def pieces(x: jax.Array) -> jax.Array:
+        x = x.reshape(-1, *x.shape[2:])
+        x = jnp.pad(x, ((0, -x.shape[0] % chunk), *((0, 0),) * (x.ndim - 1)))
+        return x.reshape(-1, chunk, *x.shape[1:])
+
+    return tuple(pieces(x) for x in arrays_BM)
 
 
 def _piece_loss(
-    config: LlamaConfig, hidden_BCD: jax.Array, head_DV: jax.Array, targets_BC: jax.Array
+    config: LlamaConfig, hidden_CD: jax.Array, head_DV: jax.Array, targets_C: jax.Array
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns (loss [B, C], logits [B, C, own V], log of the softmax's denominator [B, C]), all float32."""
-    logits_nV = matmul.dot(hidden_BCD.reshape(-1, hidden_BCD.shape[-1]), head_DV)
-    logits_BCV = logits_nV.reshape(*targets_BC.shape, -1)
+    """Returns (loss [C], logits [C, own V], log of the softmax's denominator [C]), all float32."""
+    logits_CV = matmul.dot(hidden_CD, head_DV)
     columns_V = _columns(head_DV)
     if config.padded_vocab > config.vocab_size:
-        logits_BCV = jnp.where(columns_V < config.vocab_size, logits_BCV, -jnp.inf)
-    highest_BC = logits_BCV.max(axis=-1)
-    highest_BC = jax.lax.pmax(highest_BC, "tensor") if _on_a_device() else highest_BC
-    normalizer_BC = _total(jnp.exp(logits_BCV - highest_BC[..., None]).sum(axis=-1), ("tensor",))
-    normalizer_BC = jnp.log(normalizer_BC) + highest_BC
-    own_BC = targets_BC - columns_V[0]
-    target_BC = jnp.take_along_axis(logits_BCV, jnp.clip(own_BC, 0, columns_V.size - 1)[..., None], axis=-1)[..., 0]
-    target_BC = _total(jnp.where((own_BC >= 0) & (own_BC < columns_V.size), target_BC, 0), ("tensor",))
-    return normalizer_BC - target_BC, logits_BCV, normalizer_BC
+        logits_CV = jnp.where(columns_V < config.vocab_size, logits_CV, -jnp.inf)
+    highest_C = logits_CV.max(axis=-1)
+    highest_C = jax.lax.pmax(highest_C, "tensor") if _on_a_device() else highest_C
+    normalizer_C = _total(jnp.exp(logits_CV - highest_C[:, None]).sum(axis=-1), ("tensor",))
+    normalizer_C = jnp.log(normalizer_C) + highest_C
+    own_C = targets_C - columns_V[0]
+    target_C = jnp.take_along_axis(logits_CV, jnp.clip(own_C, 0, columns_V.size - 1)[:, None], axis=-1)[:, 0]
+    target_C = _total(jnp.where((own_C >= 0) & (own_C < columns_V.size), target_C, 0), ("tensor",))
+    return normalizer_C - target_C, logits_CV, normalizer_C
 
 
 def _no_sums() -> Sums:
     return jnp.zeros((), jnp.float32), jnp.zeros((), jnp.float32)
 
 
-def _add(sums: Sums, loss_BC: jax.Array, weights_BC: jax.Array) -> Sums:
+def _add(sums: Sums, loss_C: jax.Array, weights_C: jax.Array) -> Sums:
     weighted, plain = sums
-    return weighted + jnp.sum(loss_BC * weights_BC), plain + jnp.sum(jnp.where(weights_BC != 0, loss_BC, 0.0))
+    return weighted + jnp.sum(loss_C * weights_C), plain + jnp.sum(jnp.where(weights_C != 0, loss_C, 0.0))
 
 
 # ------------------------------------------------------------------------------------------------ over the devices

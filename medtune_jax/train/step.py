@@ -16,11 +16,12 @@ import optax
 from jax.sharding import Mesh
 
 from medtune_jax.config import Config
+from medtune_jax.errors import UserError
 from medtune_jax.model import backends
 from medtune_jax.model.llama import LlamaConfig, Params, forward, head
 from medtune_jax.sharding import BATCH_AXES, batch_sharding, constrain, in_host_memory, replicated
 from medtune_jax.train.guard import choose, judge
-from medtune_jax.train.loss import chunk_size, linear_cross_entropy
+from medtune_jax.train.loss import linear_cross_entropy
 from medtune_jax.train.optimizer import Optimizer
 from medtune_jax.train.precision import PRECISIONS
 from medtune_jax.train.state import TrainState, abstract_state, shardings
@@ -34,6 +35,17 @@ def abstract_batch(batch: dict[str, Any], mesh: Mesh) -> Batch:
     """Returns a batch's ShapeDtypeStructs, rows over the data axes of `mesh`."""
     place = batch_sharding(mesh)
     return {name: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place) for name, x in batch.items()}
+
+
+def check_batch(config: Config, mesh: Mesh) -> None:
+    """Raises UserError where the rows of a micro-batch cannot be shared out over the data axes of `mesh`."""
+    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    micro = config.train.batch_size // config.train.accumulation
+    if micro % ways:
+        raise UserError(
+            f"A micro-batch of {micro} sequences (train.batch_size / train.accumulation) cannot be split over {ways} "
+            "devices (mesh dcn_data x data x fsdp): make batch_size a multiple of accumulation x that number."
+        )
 
 
 def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, mesh: Mesh) -> jax.stages.Wrapped:
@@ -52,8 +64,8 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
     skipped_in_a_row (bad ones since the last good one).
 
     Raises:
-      UserError: a parameter cannot be split over the mesh, the attention backend cannot run on it, or what is to wait
-        in host memory cannot.
+      UserError: a parameter or a micro-batch cannot be split over the mesh, the attention backend cannot run on it, or
+        what is to wait in host memory cannot.
     """
     if config.model.remat == "offload":
         in_host_memory(replicated(mesh), "model.remat=offload")
@@ -152,7 +164,7 @@ def _make_sums(
     config: Config, model: LlamaConfig, mesh: Mesh
 ) -> Callable[[Params, Params, Batch], tuple[jax.Array, jax.Array]]:
     """Returns (trainable, frozen, batch) -> (weighted, plain) sums of the loss over the batch."""
-    ways = math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+    check_batch(config, mesh)
     backend = attention_backend(config, model, mesh)
 
     def sums(params: Params, frozen: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -169,10 +181,8 @@ def _make_sums(
         )
         hidden_BMD = jnp.take_along_axis(hidden_BSD, batch["loss_positions"][..., None], axis=1)
         hidden_BMD = constrain(hidden_BMD, "batch", "sequence", "act_embed")
-        rows = -(-batch["tokens"].shape[0] // ways)
-        chunk = chunk_size(rows, model.padded_vocab // mesh.shape["tensor"])
         return linear_cross_entropy(
-            hidden_BMD, head(weights["params"], model), batch["targets"], batch["weights"], model, chunk
+            hidden_BMD, head(weights["params"], model), batch["targets"], batch["weights"], model
         )
 
     return sums

@@ -19,6 +19,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import (
 )
 
 from medtune_jax.model.kernels import pad_sequence
+from medtune_jax.model.remat import ATTENTION
 
 _LANES = 128  # of a TPU vector register; blocks are multiples of it
 _LARGEST_BLOCK = 512  # [block, block] float32 scores must lie in the 16 MiB of on-chip memory several times
@@ -48,6 +49,7 @@ def attend(
         block_sizes=block_sizes(padded),
         head_shards=1,
         q_seq_shards=1,
+        residual_checkpoint_name=ATTENTION,
         interpret=interpret,
     )
     o_BHSE = jax.vmap(kernel)(q_BHSE, k_BKSE, v_BKSE, SegmentIds(segments_BS, segments_BS))
