@@ -19,12 +19,11 @@ import logging
 import os
 import signal
 import socket
-import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -32,6 +31,7 @@ import jax
 from jax._src import distributed  # its client has no public name
 
 from medtune_jax.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from medtune_jax.launchers import connected_pod, launcher, not_found, owns_visible_gpus, placed
 
 TIMEOUT = 60  # seconds
 _END = "medtune/end"
@@ -40,7 +40,7 @@ _FIRST_SPEAKS = 2.0  # seconds in which the first process may tell of a mistake 
 _GRACE_MS = 5000  # the first process, which holds the service, waits so long for others to have read the note
 _STDERR = 2
 _log = logging.getLogger(__name__)
-_barriers = itertools.count()
+_barriers, _gatherings = itertools.count(), itertools.count()
 _watch: _Watch | None = None
 
 
@@ -72,25 +72,22 @@ def barrier(name: str, timeout: float = 600.0) -> None:
         client.wait_at_barrier(f"medtune/{next(_barriers)}/{name}", int(1000 * timeout))
 
 
-def launcher() -> str:
-    """Returns what started this process as one of several, "" where it is alone or, on a TPU VM, not known yet."""
-    said = os.environ.get
-    slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_PROCID", "SLURM_LOCALID")
-    if all(map(said, slurm)) and int(said("SLURM_NTASKS", "1")) > 1:
-        return "SLURM"
-    if said("OMPI_MCA_orte_hnp_uri") and int(said("OMPI_COMM_WORLD_SIZE", "1")) > 1:
-        return "Open MPI"
-    if "," in (said("TPU_PROCESS_ADDRESSES") or said("TPU_WORKER_HOSTNAMES") or ""):
-        return "TPU workers"
-    if said("KUBERNETES_SERVICE_HOST") and said("JOB_COMPLETION_INDEX"):
-        return "an indexed Job of Kubernetes"
-    return ""
+def everyones(name: str, value: Any, timeout: float = 3600.0) -> list[Any]:
+    """Returns what each process gives (JSON values), by its index; no device takes part.
 
+    To be called in the same order by all; returns when all have.
 
-def refuse_several(verb: str) -> None:
-    """Raises UserError where this process was started as one of several."""
-    if launcher():
-        raise UserError(f"`medtune {verb}` runs in one process, but {launcher()} started several: start it once.")
+    Raises:
+      JaxRuntimeError: not all came within `timeout` seconds.
+    """
+    client = distributed.global_state.client
+    if client is None or jax.process_count() == 1:
+        return [value]
+    folder = f"medtune/{next(_gatherings)}/{name}/"
+    client.key_value_set(f"{folder}{jax.process_index()}", json.dumps(value))
+    barrier(name, timeout)
+    told = {int(key.rsplit("/", 1)[1]): text for key, text in client.key_value_dir_get(folder)}
+    return [json.loads(told[index]) for index in range(jax.process_count())]
 
 
 @contextmanager
@@ -106,7 +103,7 @@ def joined(
     """Joins the processes of a run, before anything touches a device, and ends them together.
 
     Without the three that place a process, what launched it is asked: TPU metadata, SLURM, Open MPI, Kubernetes. Where
-    nothing did, it is alone and nothing happens.
+    nothing did, it is alone and nothing happens. Of several all but the first are silent inside.
 
     Args:
       name: of the command, before its messages.
@@ -115,10 +112,10 @@ def joined(
       join_timeout: seconds in which all must have come.
 
     Raises:
-      UserError: some of the three are missing or out of range.
+      UserError: some of the three are missing or out of range, or the processes do not find one another.
     """
     global _watch
-    found = _placed(coordinator, num_processes, process_id)
+    found = placed(coordinator, num_processes, process_id)
     if found is None:
         yield
         return
@@ -132,14 +129,13 @@ def joined(
         )
     except (RuntimeError, ValueError) as error:
         on_abort.restore()
-        if not launcher() and not found:  # TPU chips, but no metadata of workers
+        if not launcher() and not connected_pod() and not found:  # TPU chips, but no metadata of workers
             yield
             return
-        raise UserError(
-            f"{launcher() or 'You'} started several processes, but they did not find one another: {error} Give each "
-            "--coordinator=HOST:PORT --num_processes=N --process_id=I."
-        ) from error
-    _all_gpus_of_a_lone_task()
+        raise not_found(error) from error
+    if owns_visible_gpus():
+        jax.config.update("jax_cuda_visible_devices", "all")
+        jax.config.update("jax_rocm_visible_devices", "all")
     state = distributed.global_state
     _log.info(
         "Process %d of %d on %s: %d of %d devices; coordinator %s. If a process dies, the others end within %d s.",
@@ -150,19 +146,30 @@ def joined(
         on_abort.restore()
         yield
         return
-    if state.process_id:
-        logging.getLogger("medtune_jax").setLevel(logging.ERROR)  # what all see is told once
-        sys.stdout = Path(os.devnull).open("w")  # noqa: SIM115
     watch = on_abort.watch = _watch = _Watch(name, timeout)
-    try:
-        yield
-        barrier("finished", timeout=timeout * 10)
-    except BaseException as error:
-        watch.end(error)
+    with _silent() if state.process_id else nullcontext():  # what all see is told once
+        try:
+            yield
+            barrier("finished", timeout=timeout * 10)
+        except BaseException as error:
+            watch.end(error)
     watch.stop()
     _watch = None
     jax.distributed.shutdown()
     on_abort.restore()
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Our log says errors only, and stdout nothing."""
+    log = logging.getLogger("medtune_jax")
+    level = log.level
+    log.setLevel(logging.ERROR)
+    try:
+        with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+            yield
+    finally:
+        log.setLevel(level)
 
 
 @contextmanager
@@ -244,7 +251,8 @@ class _Watch:
                 if self._stopped.is_set():
                     return
                 if "DEADLINE_EXCEEDED" not in str(error):
-                    self.coordinator_lost()
+                    self._unanswered()
+                    continue
             else:
                 self._leave(Note(*json.loads(text)))
             if self._stopped.is_set():
@@ -257,12 +265,20 @@ class _Watch:
                         index = int(key.rsplit("/", 1)[1])
                         if index and seen[index][0] != value:
                             seen[index] = value, now
-                    silent = [index for index, (_, at) in seen.items() if now - at > self._timeout - 2 * self._interval]
+                    silent = [index for index, (_, at) in seen.items() if self._too_long(at)]
                     if silent:
                         self._post(self._lost(silent))
             except Exception:
-                if not self._stopped.is_set():
-                    self.coordinator_lost()
+                self._unanswered()
+
+    def _unanswered(self) -> None:
+        """A call failed, which a network may do: waits a little, or ends where no answer came for too long."""
+        if not self._stopped.wait(self._interval / 4) and self._too_long(self.contact):
+            self.coordinator_lost()
+
+    def _too_long(self, since: float) -> bool:
+        """Whether a silence since then is a loss: there is time left to tell all within the timeout."""
+        return time.monotonic() - since > self._timeout - 2 * self._interval
 
     def _post(self, note: Note) -> None:
         try:
@@ -334,41 +350,3 @@ def _answers(address: str | None) -> bool:
         return True
     except OSError:
         return False
-
-
-def _placed(coordinator: str | None, num_processes: int | None, process_id: int | None) -> dict[str, Any] | None:
-    """Returns the arguments of jax.distributed.initialize; None where this process is alone."""
-    given = {"--coordinator": coordinator, "--num_processes": num_processes, "--process_id": process_id}
-    missing = [flag for flag, value in given.items() if value is None]
-    if len(missing) == len(given):
-        return {} if launcher() or _on_tpu_vm() else None
-    if missing or coordinator is None or num_processes is None or process_id is None:
-        raise UserError(f"{' and '.join(missing)} missing: a process is placed by all three of {', '.join(given)}.")
-    if not coordinator.rpartition(":")[2].isdecimal() or not coordinator.rpartition(":")[0]:
-        raise UserError(f"--coordinator={coordinator}: it is HOST:PORT of the first process.")
-    if not 0 <= process_id < num_processes:
-        raise UserError(f"--process_id={process_id} is not one of the {num_processes} of --num_processes: 0 = first.")
-    if num_processes == 1:
-        return None
-    return {
-        "coordinator_address": coordinator,
-        "num_processes": num_processes,
-        "process_id": process_id,
-        "cluster_detection_method": "deactivate",
-    }
-
-
-def _on_tpu_vm() -> bool:
-    """Whether TPU chips are attached; then JAX asks the machine's metadata for the other workers."""
-    if os.environ.get("JAX_PLATFORMS", "tpu").split(",")[0] != "tpu" or "TPU_SKIP_MDS_QUERY" in os.environ:
-        return False
-    return any(Path("/dev").glob("accel[0-9]*")) or any(Path("/dev/vfio").glob("[0-9]*"))
-
-
-def _all_gpus_of_a_lone_task() -> None:
-    """Gives a SLURM task that is alone on its node all its GPUs; JAX's detection gives each task one."""
-    if os.environ.get("JAX_LOCAL_DEVICE_IDS") or launcher() != "SLURM":
-        return
-    if os.environ["SLURM_NTASKS"] == os.environ.get("SLURM_STEP_NUM_NODES"):
-        jax.config.update("jax_cuda_visible_devices", "all")
-        jax.config.update("jax_rocm_visible_devices", "all")

@@ -11,7 +11,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 # From the top of the house to the bottom: a room imports only rooms below it.
 ROOMS = (
     *("__main__", "cli", "evaluate", "train", "generate", "convert", "model", "sharding", "compilation_cache"),
-    *("processes", "data", "tasks", "config_values", "config"),
+    *("processes", "launchers", "data", "tasks", "config_values", "config"),
 )
 # Rooms that stand aside: what they may import, and who may import them.
 ASIDE = {"data_prep": {"tasks", "errors"}, "configs": {"config", "errors"}, "errors": set()}

@@ -7,6 +7,10 @@ candidate: accuracy_ll_norm). lm-evaluation-harness scores its MedQA so, but the
 here the letter is scored in the model's own template, with what that writes around it and without EOS.
 
 An interrupted run (exit status 75) continues where it was when the same command is given again.
+
+It runs in one process, on the devices of one machine: after training on several, on one of them, or on any other that
+sees the run folder. A worker of a TPU pod cannot use its chips alone: there set JAX_PLATFORMS=cpu, or take a TPU VM of
+one machine.
 """
 
 from __future__ import annotations
@@ -72,9 +76,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Evaluates and returns the summary of scores with its timing."""
-    from medtune_jax.processes import refuse_several
+    from medtune_jax.launchers import refuse_several
+    from medtune_jax.train.saved.disk import refuse_object_store
 
     refuse_several("evaluate")
+    if flags.out:
+        refuse_object_store(flags.out, "--out")
     if flags.decode != "sample":
         refuse_given(flags, OF_SAMPLE, f"--decode={flags.decode}", "--decode=sample")
     if flags.decode in ("template", "loglikelihood"):

@@ -4,14 +4,22 @@ The directory is read back and every tensor compared bit for bit with the model 
 float32 is what training holds, and loses nothing; bfloat16 is half the size, rounded.
 
 Of a LoRA run, the directory holds the base weights with the adapters merged in (of a quantised base the dequantised
-weights, which the adapters were trained with); --adapter writes the adapters alone, as PEFT's folder.
+weights, which the adapters were trained with); --adapter writes the adapters alone, as PEFT's folder. That names its
+base by the hub's id where the base's folder tells it, else by its path on this machine, which is not pushed.
+
+It runs on the CPU, in the memory of the machine (a float32 7B model takes 27 GB, most accelerators have less), and
+leaves accelerators alone; JAX_PLATFORMS, where it is set, decides otherwise.
 
 A model card names the licences of the base checkpoint and of all data. Where text under a data use agreement is among
 it, the folder is its owner's only, and --push needs --i_may_release.
+
+It runs in one process: after training on several machines, on one of them, on a worker of a TPU pod with
+JAX_PLATFORMS=cpu.
 """
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -57,9 +65,12 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     """Exports, verifies, and returns what was written."""
-    from medtune_jax.processes import refuse_several
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")  # before jax is imported
+    from medtune_jax.launchers import refuse_several
+    from medtune_jax.train.saved.disk import refuse_object_store
 
     refuse_several("export")
+    refuse_object_store(flags.out, "--out")
     from medtune_jax.convert.folder import check_target
     from medtune_jax.convert.origin import read_origin
     from medtune_jax.convert.push import check_release, push
@@ -121,16 +132,24 @@ def _export_weights(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> 
 def _export_adapter(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> dict[str, Any]:
     import jax
 
-    from medtune_jax.convert.peft_adapter import export_adapter, verify_adapter
+    from medtune_jax.convert.peft_adapter import export_adapter, hub_id, verify_adapter
     from medtune_jax.train.load import load_adapter
 
     run = load_adapter(flags.run)
+    base = hub_id(run.base)
+    if flags.push and base is None:
+        raise UserError(
+            f"The adapter would name its base by a path of this machine, {run.base.absolute()}: nobody else has it. "
+            f"Export it without --push, write the base's id on the hub into base_model_name_or_path of "
+            f"{out / 'adapter_config.json'}, and upload the folder."
+        )
+    base = base or str(run.base.absolute())
     export_adapter(
         run.params,
         run.lora,
         run.config,
         out,
-        base=str(run.base),
+        base=base,
         base_sha256=run.base_sha256,
         tokenizer=run.tokenizer,
         template=run.template,
@@ -139,7 +158,7 @@ def _export_adapter(flags: absl_flags.FlagValues, out: Path, origin: Origin) -> 
     return {
         "kind": "adapter",
         "dtype": "float32",
-        "base": str(run.base),
+        "base": base,
         "template": run.template,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.params)),
         "tensors_verified": verify_adapter(run.params, run.lora, run.config, out),

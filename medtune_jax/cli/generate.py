@@ -52,7 +52,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any] | list[dict[str, Any]]:
     """Returns {"prompt", "generated", "finish_reason"}, for a file one per prompt."""
-    from medtune_jax.processes import refuse_several
+    from medtune_jax.launchers import refuse_several
 
     refuse_several("generate")
     asked = _prompts(flags)

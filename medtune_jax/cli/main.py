@@ -111,7 +111,8 @@ def dispatch(argv: Sequence[str]) -> int:
             say(arguments.verb_help(module, verb, VERBS[verb].example))
             return EXIT_DONE
         result = module.run(flags, config) if config is not None else module.run(flags)
-        say(as_text(module, result, as_json=flags.json))
+        if result is not None:  # of several processes one speaks
+            say(as_text(module, result, as_json=flags.json))
     except UserError as error:
         print(f"{name}: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

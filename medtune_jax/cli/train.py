@@ -4,9 +4,11 @@
 On several machines the same command runs on each, with --workdir on storage that all share:
   SLURM       srun medtune train ...              one task per node, which then has all its GPUs, or one per GPU
   TPU VM      gcloud compute tpus tpu-vm ssh NAME --worker=all --command='medtune train ...'
-  Kubernetes  an indexed Job or JobSet with a headless service, and `pip install jax[k8s]`; on GKE with TPUs no more
-  Open MPI    mpirun medtune train ...
+  Kubernetes  an indexed Job or JobSet whose pods name a headless service, and `pip install jax[k8s]` (without these
+              each pod is a run of its own, or give the flags below); on GKE with TPUs no more is needed
+  Open MPI    mpirun medtune train ...            up to version 4; from 5 on give the flags below
   otherwise   medtune train ... --coordinator=HOST:PORT --num_processes=N --process_id=I    (I = 0 runs on HOST)
+All must have the same program, settings, weights and rows, which is checked.
 SIGTERM to any process stops all after the same step with the state saved. A process that dies ends the others, within
 --process_timeout seconds. Both exit with 75: start all of them again to go on."""
 
@@ -62,9 +64,9 @@ def base_config(flags: Any) -> Config:
         raise UserError(f"{error} Restore it, or give --config=NAME.") from None
 
 
-def run(flags: Any, config: Config) -> dict[str, Any]:
-    """Returns train/loop.py's Result as a dict, with the run folder."""
-    from medtune_jax.processes import joined
+def run(flags: Any, config: Config) -> dict[str, Any] | None:
+    """Returns train/loop.py's Result as a dict, with the run folder; None in a process that does not speak."""
+    from medtune_jax.processes import is_first, joined
     from medtune_jax.train.loop import train
 
     with joined(
@@ -76,7 +78,8 @@ def run(flags: Any, config: Config) -> dict[str, Any]:
         join_timeout=flags.join_timeout,
     ):
         result = train(config, flags.workdir)
-    return {"workdir": flags.workdir, **dataclasses.asdict(result)}
+        speaks = is_first()
+    return {"workdir": flags.workdir, **dataclasses.asdict(result)} if speaks else None
 
 
 def human(result: dict[str, Any]) -> str:

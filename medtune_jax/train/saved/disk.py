@@ -7,7 +7,9 @@ import errno
 import fcntl
 import logging
 import os
+import re
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +19,8 @@ import jax
 from medtune_jax.errors import Interrupted, UserError
 
 _LOCK = ".lock"
+_PATIENCE = 120.0  # seconds; a server of NFS holds the lock of a machine that died for 90 by default
+_ASK_AGAIN = 2.0  # seconds
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # no space, beyond a quota, beyond the limit of a file's size
 _CLOSED = {errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EIO}
 _GONE = {errno.ENOENT, errno.ESTALE}
@@ -31,7 +35,9 @@ def one_writer(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     Of several processes the first holds it for all. A folder in which nothing else was written is removed again.
 
     Raises:
-      UserError: another process holds it, or the folder cannot be written; `flag` names it.
+      UserError: another process of this machine holds it, or the folder cannot be written; `flag` names it.
+      Interrupted: one of another machine has held it for two minutes, while we waited: it may have died, and whoever
+        started this process is to try again.
     """
     if jax.process_index():
         yield
@@ -55,18 +61,33 @@ def one_writer(folder: Path, flag: str = "--workdir") -> Iterator[None]:
         os.close(descriptor)
 
 
+def refuse_object_store(folder: str | Path, flag: str) -> None:
+    """Raises UserError where `folder` is an address (scheme://...), which would become a local folder of that name."""
+    if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):  # pathlib makes one of two slashes
+        raise UserError(
+            f"{flag}={folder}: object stores are not written to. Mount the bucket, or give a folder on a file system "
+            "that all machines share."
+        )
+
+
 def _lock(folder: Path, flag: str) -> int:
     """Returns the descriptor that holds the lock until it is closed."""
+    deadline = time.monotonic() + _PATIENCE
     while True:
         descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
+            holder, _, machine = os.pread(descriptor, 400, 0).decode(errors="replace").strip().partition("\n")
             os.close(descriptor)
-            raise UserError(
-                f"{folder} is being written by {holder}. Wait until it ends, or give another {flag}."
-            ) from None
+            holder = holder or "another process"
+            told = f"{folder} is being written by {holder}. Wait until it ends, or give another {flag}."
+            if machine == _machine():  # whose kernel would have released the lock of a process that is dead
+                raise UserError(told) from None
+            if time.monotonic() > deadline:
+                raise Interrupted(told) from None
+            time.sleep(_ASK_AGAIN)
+            continue
         except OSError as error:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
@@ -79,9 +100,17 @@ def _lock(folder: Path, flag: str) -> int:
             ours = False
         if ours:
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}\n{_machine()}\n".encode(), 0)
             return descriptor
         os.close(descriptor)  # its holder removed it while we waited: there is a new file to lock
+
+
+def _machine() -> str:
+    """Returns what names this machine since it was started, also where pods have the same hostname on several."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return socket.gethostname()
 
 
 @contextmanager
