@@ -8,37 +8,29 @@
 | triton | NVIDIA, Ampere or later, 16 bit | jax's Pallas flash attention |
 
 "auto" takes splash on TPU; cudnn, else triton on GPU; xla where none of them can run. The order of cudnn and triton is
-our assumption; scripts/bench/gpu.sh times each by name.
+our assumption; scripts/bench/gpu.sh times each by name. On attached devices a run asks `verified`: the kernel is run
+once beside xla, and one that is wrong there is passed over.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental.multihost_utils import process_allgather
 from jax.sharding import Mesh
 
 from medtune_jax.errors import UserError, did_you_mean
-from medtune_jax.model.kernels import cudnn
+from medtune_jax.model.kernels import check, cudnn
 
 Name = Literal["xla", "splash", "cudnn", "triton"]
 _PREFERRED: dict[str, tuple[Name, ...]] = {"tpu": ("splash", "xla"), "gpu": ("cudnn", "triton", "xla"), "cpu": ("xla",)}
 _DEVICES = {"tpu": "TPUs", "gpu": "GPUs", "cpu": "CPUs"}
-
-
-@dataclass(frozen=True)
-class Backend:
-    """A backend that can run, by the name that `attention` takes, and why it was taken."""
-
-    name: Name
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.reason})"
 
 
 @dataclass(frozen=True)
@@ -49,7 +41,7 @@ class Site:
       platform: "cpu", "gpu" or "tpu"; capability: CUDA compute capability (9, 0), None where there is none.
       sequence, head_dim: sizes; dtype: of queries, keys and values.
       documents: the most documents that any sequence holds, None where it is not known.
-      missing: kernels that this installation of jax lacks, to why.
+      missing: kernels that this installation lacks or computes wrongly, to why.
     """
 
     platform: str
@@ -61,15 +53,65 @@ class Site:
     missing: Mapping[str, str] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Backend:
+    """A backend that can run, by the name that `attention` takes, and why it was taken.
+
+    Attributes:
+      asked: what was resolved ("auto", or a name), at `site`.
+    """
+
+    name: Name
+    reason: str
+    asked: str
+    site: Site
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.reason})"
+
+
 def choose(
     implementation: str, mesh: Mesh, *, sequence: int, head_dim: int, dtype: Any, documents: int | None = None
 ) -> Backend:
-    """Returns the backend for the devices of `mesh`, which need not be attached; see `resolve`."""
-    device = mesh.devices.flat[0]
+    """Returns the backend for the devices of `mesh`, which need not be attached; see `resolve`.
+
+    Where they are not, what is compiled here will run elsewhere: cuDNN is taken to be there, and the reason says so.
+    """
+    device, attached = mesh.devices.flat[0], _attached(mesh)
     capability = _capability(device) if device.platform == "gpu" else None
-    missing = _missing() if capability is not None else {}
+    missing = _missing(attached) if capability is not None else {}
     site = Site(device.platform, capability, sequence, head_dim, jnp.dtype(dtype), documents, missing)
-    return resolve(implementation, site)
+    backend = resolve(implementation, site)
+    if backend.name == "cudnn" and not attached:
+        return replace(backend, reason=f"{backend.reason}; taking cuDNN to be where it will run")
+    return backend
+
+
+def verified(backend: Backend, mesh: Mesh, *, heads: int, kv_heads: int) -> Backend:
+    """Returns `backend` if its kernel computes the right thing on the devices of `mesh`, else the next that does.
+
+    Each process runs it once on one of its devices (kernels/check.py), and all agree; a kernel that is wrong on one is
+    used by none. Nothing is run for xla, nor where the devices are only described.
+
+    Raises:
+      UserError: the backend was configured by name, and is wrong.
+    """
+    while backend.name != "xla" and _attached(mesh):
+        site = backend.site
+        why = check.why_wrong(
+            backend.name,
+            next(device for device in mesh.devices.flat if device.process_index == jax.process_index()),
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=site.head_dim,
+            sequence=site.sequence,
+            dtype=site.dtype,
+        )
+        if not np.any(process_allgather(np.array(why is not None))):
+            return replace(backend, reason=f"{backend.reason}; computes what xla does here")
+        missing = {**site.missing, backend.name: why or "it is wrong on the device of another process"}
+        backend = resolve(backend.asked, replace(site, missing=missing))
+    return backend
 
 
 def resolve(implementation: str, site: Site) -> Backend:
@@ -82,13 +124,13 @@ def resolve(implementation: str, site: Site) -> Backend:
     best = next(name for name, why in able.items() if why is None)  # xla is always able
     if implementation == "auto":
         refused = [f"not {name}: {why}" for name, why in able.items() if why is not None]
-        return Backend(best, "; ".join([f"on {_DEVICES[site.platform]}", *refused]))
+        return Backend(best, "; ".join([f"on {_DEVICES[site.platform]}", *refused]), implementation, site)
     for name in get_args(Name):
         if name == implementation:
             why = _why_not(name, site)
             if why is not None:
                 raise UserError(f"model.attention={name} cannot run: {why}. Choose {best}, or auto.")
-            return Backend(name, "as configured")
+            return Backend(name, "as configured", implementation, site)
     raise UserError(
         f"model.attention: no backend '{implementation}'.{did_you_mean(implementation, ('auto', *get_args(Name)))}"
     )
@@ -99,7 +141,7 @@ def _why_not(name: Name, site: Site) -> str | None:
     if name == "xla":
         return None
     if name == "splash":
-        return None if site.platform == "tpu" else "it is a TPU kernel"
+        return site.missing.get(name) if site.platform == "tpu" else "it is a TPU kernel"
     if site.platform != "gpu" or site.capability is None:
         return "it is a kernel for NVIDIA GPUs"
     least = {"cudnn": (9, 0), "triton": (8, 0)}[name]
@@ -119,9 +161,14 @@ def _why_not(name: Name, site: Site) -> str | None:
     return None
 
 
-def _missing() -> dict[str, str]:
-    """Returns the GPU kernels that this installation of jax lacks, to why."""
-    found = {"cudnn": cudnn.why_not()}
+def _attached(mesh: Mesh) -> bool:
+    """Returns whether the devices of `mesh` are real, and not those that a topology describes."""
+    return mesh.devices.flat[0] in jax.devices()
+
+
+def _missing(attached: bool) -> dict[str, str]:
+    """Returns the GPU kernels that this installation lacks, to why; cuDNN itself is looked for where GPUs are."""
+    found = {"cudnn": cudnn.why_not(library=attached)}
     if find_spec("jax.experimental.pallas.ops.gpu.attention") is None:
         found["triton"] = f"jax {jax.__version__} no longer has it"
     return {name: why for name, why in found.items() if why is not None}

@@ -2,7 +2,7 @@
 
 jax's public `dot_product_attention` takes no segments, and a mask would become a [B, H, S, S] bias with a gradient of
 its own; the packed layout is a private function of jax, so its signature is looked at before it is used (`why_not`).
-What it computes has been lowered here, not run: no GPU was at hand.
+What it computes has been lowered here, not run: no GPU was at hand. So a run checks it first (kernels/check.py).
 
 Dimensions: B batch, S sequence, R runs of one segment id in a sequence, H query heads, K key-value heads, E head width.
 """
@@ -75,12 +75,15 @@ def most_documents(sequence: int) -> int:
     return max(_FEWEST_DOCUMENTS, sequence // _POSITIONS_PER_DOCUMENT)
 
 
-def why_not() -> str | None:
-    """Returns why this process cannot call cuDNN's packed attention, None where it can."""
+def why_not(*, library: bool = True) -> str | None:
+    """Returns why cuDNN's packed attention cannot be called, None where it can.
+
+    library: whether cuDNN is looked for in this process, and not only jax's side of it.
+    """
     try:
         packed = _implementation()
         known = inspect.signature(packed.dot_product_attention).parameters
-        version = packed.check_cudnn_version()
+        version = packed.check_cudnn_version() if library else _OLDEST_CUDNN
     except (ImportError, AttributeError):
         return f"jax {jax.__version__} has no packed attention where 0.10.2 and 0.11.2 have it"
     except RuntimeError:
