@@ -1,7 +1,8 @@
 """The typed configuration: frozen dataclasses, the only schema of a run.
 
 Every field says whether it is `math` (it changes what is computed: resuming with another value is refused) or `free`
-(where, how often and how it is laid out). configs/*.py build a `Config`; `--config.group.leaf=value` overrides a leaf.
+(where, how often and how it is laid out; and what is a bad step and becomes of it, so that a run that met one can go
+on). configs/*.py build a `Config`; `--config.group.leaf=value` overrides a leaf.
 """
 
 from __future__ import annotations
@@ -38,6 +39,16 @@ class LoraConfig:
     rslora: bool = math(False)  # alpha / sqrt(rank) instead (Kalajdzievski 2023)
     base: Literal["compute", "int8", "nf4"] = math("compute")  # how the frozen projections are stored
     path: str = free("")  # PEFT adapter to go on from, of the settings above; its content is held by hash
+
+    def __post_init__(self) -> None:
+        """Gives the same targets one form, however they are listed: what is computed is compared by value."""
+        names = set(self.targets)
+        if "all" in names or names.issuperset(LORA_TARGETS):
+            names = (names - set(LORA_TARGETS)) | {"all"}
+        order = ("all", *LORA_TARGETS)
+        known = tuple(name for name in order if name in names)
+        unknown = tuple(sorted(names.difference(order)))  # which `check` names
+        object.__setattr__(self, "targets", known + unknown)
 
     def check(self) -> None:
         """Raises UserError where a value is out of range, or is given though there are no adapters."""
@@ -99,7 +110,7 @@ class TrainConfig:
     precision: Literal["bf16_compute", "float32"] = math("bf16_compute")
     decision_weight: float = math(1.0)  # decision tokens against echoed ones in the loss; 1 = the papers
     bad_step: Literal["stop", "skip"] = free("stop")  # at a loss or gradient that is not finite, or a spike
-    spike_factor: float | None = math(None)  # a spike: loss or gradient norm above this x its running mean; none = off
+    spike_factor: float | None = free(10.0)  # spike: loss or gradient norm above this x its running mean; none = never
 
 
 @dataclass(frozen=True)
@@ -116,7 +127,9 @@ class OptimizerConfig:
     eps: float = math(1e-8)
     clip_norm: float | None = math(1.0)
     first_moment_dtype: Literal["float32", "bfloat16"] = math("float32")
-    offload: bool = free(False)  # moments wait in pinned host memory between updates
+    # moments wait in pinned host memory while gradients are computed; for the update all are on the device again, so
+    # the peak is lower only where activations make it, and never below parameters, gradients and moments
+    offload: bool = free(False)
 
 
 @dataclass(frozen=True)
@@ -194,6 +207,12 @@ class Config:
         if self.data.max_length < 2:
             raise UserError(f"data.max_length is {self.data.max_length}; a sequence needs at least 2 positions.")
         self._check_ranges()
+        evaluation = self.evaluation
+        if evaluation.holdout and not (evaluation.every_steps or evaluation.samples_every_steps):
+            raise UserError(
+                f"evaluation.holdout={evaluation.holdout:g} keeps rows from training, but nothing is measured on them: "
+                "set --config.evaluation.every_steps or samples_every_steps, or leave holdout out."
+            )
         self._check_best()
         self.model.lora.check()
         return self

@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import PartitionSpec as P
 
 from medtune_jax.config import Config, LoraConfig, MeshConfig
-from medtune_jax.config_values import override
+from medtune_jax.config_values import changed_math, override
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import (
     LlamaConfig,
@@ -99,6 +99,21 @@ def test_the_names_in_the_configuration_are_the_tables_projections():
         "down_proj",
     ]
     assert len(targets(LoraConfig(rank=1))) == 7
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ("q_proj,v_proj", "v_proj,q_proj,v_proj"),
+        ("all", "down_proj,q_proj,k_proj,v_proj,o_proj,up_proj,gate_proj"),
+        ("all", "q_proj,all"),
+    ],
+)
+def test_the_same_targets_are_equal_however_they_are_listed(one, other):
+    listed = [override(RUNNABLE, {"model.lora.targets": names}).validate() for names in (one, other)]
+    assert not changed_math(*listed)
+    assert ",".join(listed[0].model.lora.targets) == one
+    assert changed_math(listed[0], override(RUNNABLE, {"model.lora.targets": "q_proj"}))
 
 
 def test_rslora_divides_by_the_root_of_the_rank():
