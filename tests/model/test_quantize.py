@@ -151,7 +151,26 @@ def test_levels_are_the_same_looked_up_and_chosen_bit_by_bit() -> None:
         np.testing.assert_array_equal(levels, np.array(NF4_LEVELS, np.float32))
 
 
-def test_nf4_equals_bitsandbytes_bit_for_bit() -> None:
+def test_nf4_gives_the_bytes_that_bitsandbytes_gives() -> None:
+    """What bitsandbytes 0.50.2 made of two blocks on a CPU; it packs neighbours, the first in the high bits."""
+    stored = (
+        "031ab373ba12f21892518701d1f5502f42de9ec11ceb0f69274dd483a901e0e3"
+        "3e0e109a384dd47296f0bec11ce9ed24f2055f1d10781529812f21ab373ba130"
+    )
+    i = np.arange(2 * BLOCK)
+    weight = ((i * i * 37) % 127 - 63).astype(np.float32).reshape(2, BLOCK)  # [out, in]
+    weight[0] /= 1024
+    kernel = quantize(jnp.asarray(weight).T, "nf4")
+    np.testing.assert_array_equal(kernel.scales, [[63 / 1024, 63]])
+    low, high = np.asarray(kernel.codes).T & 15, np.asarray(kernel.codes).T >> 4
+    codes = np.concatenate([low, high], axis=1).ravel()
+    assert (codes[::2] << 4 | codes[1::2]).tobytes().hex() == stored
+    eight = [-0.0615234375, -0.024296682327985764, -0.04283217340707779, 0.015141675248742104]
+    eight += [0.020789707079529762, -0.024296682327985764, 0.0, -0.024296682327985764]
+    np.testing.assert_array_equal(dequantize(kernel, jnp.float32)[:8, 0], np.float32(eight))
+
+
+def test_nf4_equals_bitsandbytes_bit_for_bit_where_it_is_installed() -> None:
     functional = pytest.importorskip("bitsandbytes.functional")
     import torch
 
