@@ -8,7 +8,10 @@ here the letter is scored in the model's own template, with what that writes aro
 
 An interrupted run (exit status 75) continues where it was when the same command is given again.
 
-It runs in one process, on the devices of one machine: after training on several, on one of them, or on any other that
+It runs on one device, which must hold the model: 4 bytes a parameter, 2 with --dtype=bfloat16. A run's checkpoint is
+read as the float32 that it is, so of a large model's run give what `medtune export --dtype=bfloat16` wrote of it.
+
+It runs in one process: after training on several, on one of them, or on any other that
 sees the run folder. A worker of a TPU pod cannot use its chips alone: there set JAX_PLATFORMS=cpu, or take a TPU VM of
 one machine.
 """

@@ -7,14 +7,11 @@ Of a LoRA run, the directory holds the base weights with the adapters merged in 
 weights, which the adapters were trained with); --adapter writes the adapters alone, as PEFT's folder. That names its
 base by the hub's id where the base's folder tells it, else by its path on this machine, which is not pushed.
 
-It runs on the CPU, in the memory of the machine (a float32 7B model takes 27 GB, most accelerators have less), and
-leaves accelerators alone; JAX_PLATFORMS, where it is set, decides otherwise.
+It runs in one process, also after training on several machines; on the CPU, in the memory of the machine (a float32
+7B model takes 27 GB, more than many accelerators have); JAX_PLATFORMS, where it is set, decides otherwise.
 
 A model card names the licences of the base checkpoint and of all data. Where text under a data use agreement is among
 it, the folder is its owner's only, and --push needs --i_may_release.
-
-It runs in one process: after training on several machines, on one of them, on a worker of a TPU pod with
-JAX_PLATFORMS=cpu.
 """
 
 from __future__ import annotations

@@ -4,6 +4,9 @@ A tuned model is asked with the template that it was tuned with; a model that na
 Where a template is used and --instruction is given, the prompt is the input that the instruction is about; without
 --instruction the prompt itself is the instruction. In --input_file every line is a prompt; in a .jsonl file every line
 is an object with "prompt" and optionally its own "instruction".
+
+It runs on one device, which must hold the model: 4 bytes a parameter, 2 with --dtype=bfloat16. A run's checkpoint is
+read as the float32 that it is, so of a large model's run give what `medtune export --dtype=bfloat16` wrote of it.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ VERBS = {
         "medtune compare --scores base/scores.json tuned/scores.json",
     ),
     "export": Verb(
-        "write a run as a Hugging Face directory and verify it by reading it back",
+        "write a run as a Hugging Face directory or PEFT adapter, verified by reading it back",
         "medtune export --run=runs/7b --out=exported",
     ),
 }

@@ -10,11 +10,14 @@ On several machines the same command runs on each, with --workdir on storage tha
   otherwise   medtune train ... --coordinator=HOST:PORT --num_processes=N --process_id=I    (I = 0 runs on HOST)
 All must have the same program, settings, weights and rows, which is checked.
 SIGTERM to any process stops all after the same step with the state saved. A process that dies ends the others, within
---process_timeout seconds. Both exit with 75: start all of them again to go on."""
+--process_timeout seconds. Both exit with 75: start all of them again to go on.
+
+On GPUs it takes 95% of their memory at once (JAX alone would take 75%); XLA_CLIENT_MEM_FRACTION sets another share."""
 
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +69,8 @@ def base_config(flags: Any) -> Config:
 
 def run(flags: Any, config: Config) -> dict[str, Any] | None:
     """Returns train/loop.py's Result as a dict, with the run folder; None in a process that does not speak."""
+    if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name: XLA refuses both
+        os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # before jax is imported
     from medtune_jax.processes import is_first, joined
     from medtune_jax.train.loop import train
 

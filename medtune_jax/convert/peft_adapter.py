@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -86,8 +87,8 @@ def export_adapter(
     Args:
       adapter: the tree of model/lora.py; config: the base's architecture.
       folder: absent, or empty.
-      base: where the base model is found, as PEFT will look for it; base_sha256: the identity of its weights
-        (convert/hf_import.py), for the card.
+      base: where PEFT will look for the base model, an id on the hub or an absolute path; base_sha256: the identity of
+        its weights (convert/hf_import.py), for the card.
       tokenizer, template, origin: as in convert/hf_export.py.
 
     Raises:
@@ -126,6 +127,23 @@ def export_adapter(
         write_file(spool / WEIGHTS_FILE, entries, _tensors(adapter, stored))
         write_json(spool / CONFIG_FILE, described)
         write_companions(spool, tokenizer=tokenizer, template=template, origin=origin, about=about, library="peft")
+
+
+def hub_id(base: Path) -> str | None:
+    """Returns owner/name of a base checkpoint on the hub, None where its folder does not say.
+
+    The hub's own cache says it in the folder's path. Elsewhere `_name_or_path` of config.json counts only where it ends
+    in the folder's name: a checkpoint that was tuned from another often still has that one's.
+    """
+    base = base.absolute()
+    for part in reversed(base.parts):
+        if cached := re.fullmatch(r"models--([\w.-]+?)--([\w.-]+)", part):
+            return "/".join(cached.groups())
+    try:
+        name = json.loads((base / "config.json").read_text(encoding="utf-8"))["_name_or_path"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return name if re.fullmatch(rf"[\w.-]*\w/{re.escape(base.name)}", str(name)) else None
 
 
 def read_adapter(folder: str | Path, config: LlamaConfig) -> tuple[Params, LoraConfig]:
@@ -195,14 +213,14 @@ def read_matching_adapter(lora: LoraConfig, config: LlamaConfig) -> Params:
     Dropout is not compared: it is of the training to come.
     """
     adapter, found = read_adapter(lora.path, config)
-    wanted = [row.keys[1] for row in targets(lora)]
+    wanted, stored = ([row.keys[1] for row in targets(one)] for one in (lora, found))
     differ = [
         f"model.lora.{name} is {ours}, the adapter's {theirs}"
         for name, ours, theirs in (
             ("rank", lora.rank, found.rank),
             ("alpha", lora.alpha, found.alpha),
             ("rslora", lora.rslora, found.rslora),
-            ("targets", ",".join(wanted), ",".join(found.targets)),
+            ("targets", ",".join(wanted), ",".join(stored)),
         )
         if ours != theirs
     ]

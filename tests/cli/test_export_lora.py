@@ -136,6 +136,15 @@ def test_two_exports_at_once_and_options_without_effect_are_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_an_adapter_that_names_its_base_by_a_path_is_not_pushed(
+    home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (f"--run={home / 'run'}", f"--out={tmp_path / 'out'}", "--adapter", "--push=me/adapter", "--i_may_release")
+    status, _, error = medtune(capsys, *words)
+    assert status == 2 and "base_model_name_or_path" in error
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_base_that_was_moved_is_found_again_and_another_is_refused(home: Path, tmp_path: Path) -> None:
     run = Path(shutil.copytree(home / "run", tmp_path / "run"))
 

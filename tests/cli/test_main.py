@@ -1,5 +1,6 @@
 """`medtune`: verbs, help, exit statuses, --json."""
 
+import ast
 import importlib
 import json
 import os
@@ -144,6 +145,40 @@ def test_ctrl_c_in_a_verb_that_keeps_nothing_is_not_resumable(verb, capsys):
     verb(run)
     assert [main.dispatch([name]) for name in ("generate", "evaluate")] == [1, 75]
     assert "Traceback" not in capsys.readouterr().err
+
+
+OLDER = "XLA_PYTHON_CLIENT_MEM_FRACTION"  # XLA refuses both names at once
+AT_THE_IMPORT_OF_JAX = """
+import os, sys
+class Watch:
+    def find_spec(self, name, *_):
+        if name == "jax":
+            print({name: os.environ[name] for name in os.environ if "MEM_FRACTION" in name or name == "JAX_PLATFORMS"})
+            os._exit(sys.stdout.flush() or 0)
+sys.meta_path.insert(0, Watch())
+from medtune_jax.cli import main
+main.dispatch(sys.argv[1:])
+"""
+
+
+@pytest.mark.parametrize(
+    ("words", "given", "expected"),
+    [
+        (["export", "--run=run", "--out=out"], {}, {"JAX_PLATFORMS": "cpu"}),
+        (["export", "--run=run", "--out=out"], {"JAX_PLATFORMS": "cuda"}, {"JAX_PLATFORMS": "cuda"}),
+        (["train", "--workdir=run"], {}, {"XLA_CLIENT_MEM_FRACTION": "0.95"}),
+        (["train", "--workdir=run"], {"XLA_CLIENT_MEM_FRACTION": "0.5"}, {"XLA_CLIENT_MEM_FRACTION": "0.5"}),
+        (["train", "--workdir=run"], {OLDER: "0.5"}, {OLDER: "0.5"}),
+        (["generate", "--model=run", "--prompt=x"], {}, {}),
+    ],
+)
+def test_a_verb_says_before_jax_is_imported_where_it_runs_and_what_gpu_memory_it_takes(words, given, expected):
+    ours = ("JAX_PLATFORMS", "XLA_CLIENT_MEM_FRACTION", OLDER)
+    kept = {name: value for name, value in os.environ.items() if name not in ours}
+    environment = {**kept, "PYTHONPATH": str(REPOSITORY), **given}
+    command = [sys.executable, "-c", AT_THE_IMPORT_OF_JAX, *words]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert ast.literal_eval(done.stdout) == expected, done.stderr
 
 
 @pytest.mark.parametrize("words", [["--help"], ["train", "--help"]])

@@ -18,6 +18,7 @@ from medtune_jax.config import LORA_TARGETS, LoraConfig
 from medtune_jax.convert.origin import Data, Origin
 from medtune_jax.convert.peft_adapter import (
     export_adapter,
+    hub_id,
     read_adapter,
     read_matching_adapter,
     verify_adapter,
@@ -244,3 +245,30 @@ def test_nothing_is_overwritten_and_a_failure_leaves_nothing(
     with pytest.raises(UserError, match="No space left on device"):
         export_adapter(random_adapter(LORA), LORA, CONFIG, tmp_path / "other")
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+@pytest.mark.parametrize(
+    ("folder", "name", "expected"),
+    [
+        ("Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf", "meta-llama/Llama-2-7b-hf"),
+        ("mine", "meta-llama/Llama-2-7b-hf", None),  # what it was tuned from
+        ("Llama-2-7b-hf", "/home/me/Llama-2-7b-hf", None),
+        ("Llama-2-7b-hf", "../Llama-2-7b-hf", None),
+        ("Llama-2-7b-hf", None, None),
+        ("models--meta-llama--Llama-2-7b-hf/snapshots/01c7f73", None, "meta-llama/Llama-2-7b-hf"),
+    ],
+)
+def test_the_hubs_id_of_a_base_is_told_by_its_folder(
+    tmp_path: Path, folder: str, name: str | None, expected: str | None
+) -> None:
+    base = tmp_path / folder
+    base.mkdir(parents=True)
+    assert hub_id(base) == (expected if name is None else None)
+    (base / "config.json").write_text(json.dumps({"_name_or_path": name} if name else {}))
+    assert hub_id(base) == expected
+
+
+def test_the_same_targets_in_another_order_are_gone_on_from(tmp_path: Path) -> None:
+    lora = LoraConfig(rank=2, targets=tuple(reversed(LORA_TARGETS)), path=str(tmp_path / "adapter"))
+    export_adapter(random_adapter(lora), lora, CONFIG, tmp_path / "adapter", base="base")
+    assert set(read_matching_adapter(lora, CONFIG)["layers"]) == set(LORA_TARGETS)
