@@ -100,7 +100,8 @@ def test_the_fastest_backend_that_was_found_right_is_used(monkeypatch):
         "xla": {"right": True, "seconds": 0.2},
     }
     assert gpu.fastest_attention(checks) == "triton"
-    assert gpu.fastest_attention({"cudnn": {"error": "it is a kernel for NVIDIA GPUs"}}) == "auto"
+    assert gpu.fastest_attention({"cudnn": {"right": False}, "triton": {"error": "x"}, "xla": {"error": "x"}}) == "xla"
+    assert gpu.fastest_attention({"full": {"tokens_per_second": 1.0}, "runs": {}}) == "auto"  # nothing was checked
     assert "--attention=triton" in gpu.arguments("lora", 20, checks)
     assert "--layers=20" in gpu.arguments("peer full", 20, checks)
     assert not any(word.startswith("--layers") for word in gpu.arguments("lora", 20, checks))
@@ -114,6 +115,16 @@ def test_bars_are_printed_with_their_verdict_and_not_for_a_part_of_the_model(mon
         "full beside peer full: 1.20; bar 1.3 MISSED, goal 1.5 MISSED",
     ]
     assert len(gpu.verdicts(parts, whole=False)) == 1
+
+
+def test_memory_is_of_the_way_that_is_told_and_not_the_highest_of_all_ways(monkeypatch):
+    gpu = module("gpu", monkeypatch, "--out=x")
+    rest = {"layers": 2, "saving": "full", "packs": 1, "attention": "xla"}
+    figures = {"tokens_per_second": 9.0, "padded_tokens_per_second": 10.0, **rest}
+    ours = {**figures, "bytes_by_compiler": 3 * 2**30, "highest_bytes_of_process": 7 * 2**30}
+    theirs = {**figures, "bytes_by_allocator": 5 * 2**30}
+    told = gpu.table({"gpu": "cpu", "shape": "tiny", "parts": {"full": ours, "peer full": theirs}})
+    assert " 3.0 " in told and " 5.0 " in told and " 7.0 " not in told
 
 
 def test_ways_that_do_not_fit_are_told_and_passed_over(monkeypatch):

@@ -132,9 +132,13 @@ def arguments(part: str, layers: int, done: dict[str, Any]) -> list[str]:
 
 
 def fastest_attention(done: dict[str, Any]) -> str:
-    """Returns the backend to use: of those found right, the fastest; "auto" where none was checked."""
+    """Returns the backend to use: of those found right, the fastest; xla where none was, "auto" where none was checked.
+
+    "auto" could be one that was found wrong.
+    """
+    checks = {name for name in done if PARTS[name].is_check and name != "runs"}
     right = {name: found["seconds"] for name, found in done.items() if found.get("right") and "seconds" in found}
-    return min(right, key=lambda name: right[name], default="auto")
+    return min(right, key=lambda name: right[name], default="xla" if checks else "auto")
 
 
 def in_a_process(part: Part, words: list[str], most: float) -> dict[str, Any]:
@@ -168,13 +172,15 @@ def table(report: dict[str, Any]) -> str:
     for name, found in report["parts"].items():
         if "tokens_per_second" in found:
             mfu = "" if found.get("mfu") is None else f"{found['mfu']:.1%}"
-            memory = "" if found["device_memory_bytes"] is None else f"{found['device_memory_bytes'] / 2**30:.1f}"
+            taken = found.get("bytes_by_compiler", found.get("bytes_by_allocator"))
+            memory = "" if taken is None else f"{taken / 2**30:.1f}"
             lines.append(
                 f"{name:14} {found['tokens_per_second']:9,.0f} {found['padded_tokens_per_second']:9,.0f} {mfu:>6} "
                 f"{memory:>6} {found['layers']:6}  {found['saving']}, {found['packs']} packs, {found['attention']}"
             )
         else:
             lines.append(f"{name:14} {told_of(found)}")
+    lines += ["", "GiB at the highest: of this side as the compiler plans an update, of the peer's as torch allocated."]
     whole = "note" not in report and report["shape"] == "llama2_7b"
     return "\n".join([*lines, "", *verdicts(report["parts"], whole)])
 

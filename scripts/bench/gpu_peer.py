@@ -89,7 +89,7 @@ def measure(attention: str, saving: str, packs: int) -> dict[str, Any]:
 
     figures = timed_updates(update, flattened(packs, device), _STEPS.value, time.monotonic() + _A_WAY_TAKES)
     peak = torch.cuda.max_memory_allocated() if device.type == "cuda" else None
-    return {**figures, "device_memory_bytes": peak}
+    return {**figures, "bytes_by_allocator": peak}
 
 
 def make_model(attention: str, device: Any, *, checkpointing: bool) -> tuple[Any, list[Any]]:
