@@ -1,4 +1,9 @@
-"""What the host does about a step that the device judged bad and did not apply (train/guard.py): stop, or say so."""
+"""What the host does about a step that the device judged bad and did not apply (train/guard.py): stop, or say so.
+
+A step is read while the next one runs, so a run that stops at step N has done N + 1 too. Its state is good, the bad
+update left out, and it is saved: nothing is lost. It is the state of a run that skips. For the same reason `stop` does
+not go on from it by itself, as a restart by machinery would: the person who looked at the rows says `skip`.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +18,50 @@ from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.records.progress import Line
 
 _ROWS_NAMED = 64
+_LATE = 2  # updates done at most since the last one whose reading is known, when a run stops
 _log = logging.getLogger(__name__)
-BadStep = Callable[[int, Line], None]
+BadStep = Callable[[int, Line], str]
 
 
-def bad_step_policy(train: TrainConfig, inputs: Inputs, saved: Callable[[], Sequence[int]]) -> BadStep:
-    """Returns what is called with (updates done, metrics) of each bad step; `saved` tells which checkpoints there are.
+def bad_step_policy(train: TrainConfig, inputs: Inputs) -> BadStep:
+    """Returns what is called with (updates done, metrics) of each bad step, and returns why the run is to end.
 
-    It raises UserError, which names the step and its rows, where train.bad_step is "stop", and at SKIPS_IN_A_ROW bad
-    steps in a row; else it warns of the step. A run that stopped may go on with "skip": what was applied is the same.
+    That names the step and its rows, where train.bad_step is "stop", and at SKIPS_IN_A_ROW bad steps in a row. Else it
+    is "", and a warning says the same.
     """
 
-    def stop(done: int, metrics: Line) -> None:
-        told = _told(done, metrics, train, inputs)
-        steps = saved()
-        kept = f"Checkpoint {steps[-1]} was saved before it." if steps else "No checkpoint was saved before it."
-        raise UserError(
-            f"{told} {kept} Look at these rows; go on past the step with --config.train.bad_step=skip, or train in "
-            "another --workdir at a lower --config.optimizer.learning_rate."
-        )
-
-    def skip(done: int, metrics: Line) -> None:
+    def bad_step(done: int, metrics: Line) -> str:
         told, row = _told(done, metrics, train, inputs), int(metrics["skipped_in_a_row"])
         if row >= SKIPS_IN_A_ROW:
-            raise UserError(
+            return (
                 f"{told} That is {row} bad steps in a row, so no single batch is to blame: training diverged. Train in "
                 "another --workdir at a lower --config.optimizer.learning_rate."
             )
+        if train.bad_step == "stop":
+            return f"{told} Look at these rows; {_MEND}"
         _log.warning("%s It is skipped.", told)
+        return ""
 
-    return stop if train.bad_step == "stop" else skip
+    return bad_step
+
+
+_MEND = (
+    "go on without the step with --config.train.bad_step=skip (and, where it was no mishap, a higher "
+    "--config.train.spike_factor), or train in another --workdir at a lower --config.optimizer.learning_rate."
+)
+
+
+def refuse_to_pass(train: TrainConfig, lines: Sequence[Line], first: int) -> None:
+    """Raises UserError where train.bad_step is "stop" and the run would go on, after `first`, right behind a bad step.
+
+    lines: of metrics.jsonl.
+    """
+    bad = [line["step"] for line in lines if line.get("skipped") and first - _LATE < line["step"] <= first]
+    if train.bad_step == "stop" and bad:
+        raise UserError(
+            f"The run stopped at step {bad[-1]:,}, which was bad and not applied; checkpoint {first} is the state "
+            f"without it. {_MEND[0].upper()}{_MEND[1:]}"
+        )
 
 
 def _told(done: int, metrics: Line, train: TrainConfig, inputs: Inputs) -> str:
@@ -58,6 +77,6 @@ def _told(done: int, metrics: Line, train: TrainConfig, inputs: Inputs) -> str:
         named.append(f"{number} ({identifier})" if identifier else str(number))
     more = f" and {len(rows) - _ROWS_NAMED} more" if len(rows) > _ROWS_NAMED else ""
     return (
-        f"Step {done}: {values} {what}. Rows of this step (index in the training rows, and id): "
-        f"{', '.join(named)}{more}."
+        f"Step {done}: {values} {what}; its update was not applied. Rows of this step (index in the training rows, and "
+        f"id): {', '.join(named)}{more}."
     )

@@ -25,14 +25,16 @@ from jax.sharding import Mesh
 
 from medtune_jax.compilation_cache import use_compilation_cache
 from medtune_jax.config import Config
-from medtune_jax.errors import Interrupted
-from medtune_jax.model.backends import Backend
+from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.model.backends import Backend, verified
 from medtune_jax.model.llama import num_params
 from medtune_jax.model.lora import num_adapter_params
 from medtune_jax.processes import ending_together
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.abstract import lower_step
-from medtune_jax.train.bad_step import bad_step_policy
+from medtune_jax.train.agreement import refuse_unshared
+from medtune_jax.train.bad_step import bad_step_policy, refuse_to_pass
+from medtune_jax.train.exams import Exam, Exams
 from medtune_jax.train.feed import prefetched, put_rows
 from medtune_jax.train.held_out_loss import make_evaluate
 from medtune_jax.train.inputs import Inputs, read_inputs
@@ -46,10 +48,10 @@ from medtune_jax.train.records.throughput import Work, device_memory, flops_per_
 from medtune_jax.train.samples import make_sample
 from medtune_jax.train.saved.best import Best
 from medtune_jax.train.saved.checkpoints import Checkpoints
-from medtune_jax.train.saved.disk import one_writer, storage_errors_named
+from medtune_jax.train.saved.disk import one_writer, refuse_object_store, storage_errors_named
 from medtune_jax.train.saved.run_folder import write_run_folder
 from medtune_jax.train.signals import StopRequest
-from medtune_jax.train.state import abstract_state, init_state
+from medtune_jax.train.state import TrainState, abstract_state, init_state
 from medtune_jax.train.step import attention_backend
 from medtune_jax.train.trainable import init_trainable, load_frozen
 
@@ -95,10 +97,14 @@ def train(config: Config, workdir: str | Path) -> Result:
 
     Raises:
       UserError: configuration, model, tokenizer, data or checkpoint are missing, damaged or do not fit one another; the
-        loss is no longer finite (names step and rows; the last good checkpoint stays); the disk is full.
-      Interrupted: SIGTERM or SIGINT came; the state is saved.
+        loss is no longer finite, or explodes (names step and rows; the state without that update is saved); the disk
+        is full.
+      Interrupted: SIGTERM or SIGINT came; the state is saved (before the first update there is nothing to save). Or
+        another machine holds the run folder.
     """
     began = time.perf_counter()
+    refuse_object_store(workdir, "--workdir")
+    refuse_object_store(config.data.cache_dir, "--config.data.cache_dir")
     workdir = Path(workdir)
     use_compilation_cache()
     keep = config.validate().checkpoint.keep
@@ -112,18 +118,21 @@ def train(config: Config, workdir: str | Path) -> Result:
         storage_errors_named(workdir),  # here too: what ends all processes is told in its words
     ):
         mesh = make_mesh(config.mesh)
-        inputs = read_inputs(config, mesh)
         held.enter_context(one_writer(workdir))
+        refuse_unshared(workdir)
+        inputs = read_inputs(config, mesh)
+        stop.before_updates()
         data, total, rows = inputs.data, inputs.data.total_steps, config.train.batch_size
         backend = _attention_backend(config, inputs, mesh)
         running = replace(config, model=replace(config.model, attention=backend.name))
         optimizer = make_optimizer(config.optimizer, total)
         frozen = load_frozen(config, inputs.model, inputs.source, mesh)
-        state = checkpoints.restore(abstract_state(config, inputs.model, optimizer, mesh), config, inputs.identity)
+        state = checkpoints.restore(abstract_state(config, inputs.model, optimizer, mesh), running, inputs.identity)
         if state is None:
             params = init_trainable(config, inputs.model, inputs.source, mesh)
             state = init_state(params, config, inputs.model, optimizer, mesh)
             del params  # the state owns them: the first update gives their memory up
+        stop.before_updates()
         first = int(state.step)
         write_run_folder(workdir, config, inputs)
         spent = spent_before(read_lines(workdir / "metrics.jsonl"), first)
@@ -135,19 +144,45 @@ def train(config: Config, workdir: str | Path) -> Result:
             jax.set_mesh(mesh),
             prefetched(lambda step: put_rows(partial(data.batch, step), rows, mesh), range(first, total)) as batches,
             ProfileWindow(config.log, workdir, progress) as profile,
-            Best(config, inputs, workdir) as best,
+            Best(running, inputs, workdir) as best,
         ):
-            bad_step = bad_step_policy(config.train, inputs, checkpoints.steps)
-            recorder = Recorder(config.log.every_steps, inputs, log, progress, bad_step)
+            refuse_to_pass(config.train, log.lines, first)
+            recorder = Recorder(config.log.every_steps, inputs, log, progress, bad_step_policy(config.train, inputs))
             evaluate = make_evaluate(running, inputs, frozen, mesh)
             sample = make_sample(running, inputs, frozen, mesh, workdir / "samples")
-            exams = ((config.evaluation.every_steps, evaluate), (config.evaluation.samples_every_steps, sample))
+            exams = Exams(
+                [
+                    Exam("eval_loss", config.evaluation.every_steps, evaluate),
+                    Exam("samples", config.evaluation.samples_every_steps, sample),
+                ],
+                *(inputs.held_out.split, total, log, best, progress),
+            )
+            saved = partial(_saved, checkpoints)
+
+            def save(done: int, state: TrainState) -> None:
+                best.settle()
+                log.sync()
+                checkpoints.save(done, state, running, inputs.identity)
+
+            def stop_if(signal: str, done: int) -> None:
+                if signal and (done < total or exams.owed(done)):
+                    checkpoints.wait()
+                    raise Interrupted(
+                        f"{signal} after step {done:,} of {total:,}; the state is saved. "
+                        f"To go on: medtune train --workdir={workdir}"
+                    )
+
             if first < total:
                 began_compiling = time.perf_counter()
                 lowered = lower_step(running, inputs.model, mesh, optimizer=optimizer, batch=data.batch(first))
                 compiled = lowered.compile()
                 progress.say(f"Compiled the update in {time.perf_counter() - began_compiling:.1f} s.")
 
+            stop.updates_begin()
+            if first:  # what was cut short after the checkpoint was saved
+                stopping = exams.hold(first, state.params, stopping=stop.asked, saved=saved)
+                plot(log.lines, workdir / "loss.png")
+                stop_if(stopping, first)
             progress.resume()
             for done, batch in enumerate(batches, first + 1):
                 profile.before_update()
@@ -156,28 +191,24 @@ def train(config: Config, workdir: str | Path) -> Result:
                     recorder.push(done, metrics)
                 profile.after_update(metrics)
 
-                stopping = stop.after(done)  # asked once: a signal during what follows waits for the next step
-                examined = [exam for every, exam in exams if exam is not None and due(done, every, total)]
-                saves = bool(stopping) or done == total or due(done, config.checkpoint.every_steps, total)
-                if examined or saves:
-                    recorder.flush()  # the loss is finite up to here, or this raises: what is saved is good
+                stopping, examined = stop.asked(), exams.due(done)
+                saves = done == total or due(done, config.checkpoint.every_steps, total)
+                if recorder.ends or stopping or examined or saves:
+                    recorder.flush()
                     progress.pause()
-                    for exam in examined:
-                        line = {"step": done, "split": inputs.held_out.split, **exam(done, state.params)}
-                        log.write(line)
-                        better = best.offer(done, line, state.params)
-                        progress.say(_spoken(line) + ("; the best so far" if better else ""))
-                    if saves:
-                        best.settle()
-                        checkpoints.save(done, state, config, inputs.identity)
+                    saves |= bool(recorder.ends or stopping)
+                    if saves:  # before the examinations: they can take longer than is left after a signal
+                        save(done, state)
+                    if recorder.ends:
+                        raise UserError(f"{recorder.ends} {saved()} It is the state without the bad update.")
+                    if not stopping:
+                        stopping = exams.hold(done, state.params, stopping=stop.asked, saved=saved)
+                        if stopping and not saves:
+                            save(done, state)
+                    if saves or stopping:
                         plot(log.lines, workdir / "loss.png")
+                    stop_if(stopping, done)
                     progress.resume()
-                if stopping and done < total:
-                    checkpoints.wait()
-                    raise Interrupted(
-                        f"{stopping} after step {done:,} of {total:,}; the state is saved. "
-                        f"To go on: medtune train --workdir={workdir}"
-                    )
             progress.pause()
             checkpoints.wait()
     return Result(
@@ -194,23 +225,24 @@ def train(config: Config, workdir: str | Path) -> Result:
     )
 
 
-def _spoken(line: dict[str, Any]) -> str:
-    """Returns what is said of a line of evaluation."""
-    if "eval_loss" in line:
-        return f"step {line['step']:,}: evaluation loss {line['eval_loss']:.4f}"
-    told = (f"{name} {one['metric']} {one['value']:.3f} of {one['n']}" for name, one in line["samples"].items())
-    return f"step {line['step']:,}: samples: {', '.join(told)}"
-
-
 def peak_memory() -> int:
     """Returns the highest resident memory of this process so far, in bytes."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _how_to_go_on(workdir: Path, checkpoints: Checkpoints) -> str:
+    return f"{_on_disk(checkpoints)} To go on, start all processes again: medtune train --workdir={workdir}"
+
+
+def _saved(checkpoints: Checkpoints) -> str:
+    """Returns when the checkpoint under way is on disk, and says which is the newest."""
+    checkpoints.wait()
+    return _on_disk(checkpoints)
+
+
+def _on_disk(checkpoints: Checkpoints) -> str:
     saved = checkpoints.steps()
-    kept = f"Checkpoint {saved[-1]} is safe." if saved else "No checkpoint was saved yet."
-    return f"{kept} To go on, start all processes again: medtune train --workdir={workdir}"
+    return f"Checkpoint {saved[-1]} is on disk." if saved else "No checkpoint was saved yet."
 
 
 def _work(config: Config, inputs: Inputs, mesh: Mesh) -> Work:
@@ -221,7 +253,16 @@ def _work(config: Config, inputs: Inputs, mesh: Mesh) -> Work:
 
 def _attention_backend(config: Config, inputs: Inputs, mesh: Mesh) -> Backend:
     held_out = [int(batch["segment_ids"].max()) for batch in inputs.evaluation]
-    return attention_backend(config, inputs.model, mesh, documents=max([inputs.data.documents, *held_out]))
+    chosen = attention_backend(config, inputs.model, mesh, documents=max([inputs.data.documents, *held_out]))
+    return verified(chosen, mesh, heads=inputs.model.num_heads, kv_heads=inputs.model.num_kv_heads)
+
+
+def _held_out(config: Config, inputs: Inputs) -> str:
+    rows = f"{len(inputs.held_out.rows):,} rows"
+    if not config.evaluation.holdout:
+        return f"{rows} of {inputs.held_out.split}"
+    ignored = f", so evaluation.split={config.evaluation.split} is not read"
+    return f"{rows} of the training rows (evaluation.holdout){ignored}"
 
 
 def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int, backend: Backend) -> str:
@@ -233,5 +274,6 @@ def _introduction(config: Config, inputs: Inputs, mesh: Mesh, first: int, backen
         f"{num_params(inputs.model):,} parameters{adapters} on {axes}, {config.train.precision}, attention {backend}. "
         f"{data.total_steps:,} steps of {config.train.batch_size} x {config.data.max_length} positions "
         f"({data.filled:.1%} filled, up to {data.budget} loss tokens in a sequence): {data.epochs:.2f} epochs "
-        f"of {data.tokens_in_epoch:,} tokens, {data.steps_in_epoch(0):,} steps in the first."
+        f"of {data.tokens_in_epoch:,} tokens, {data.steps_in_epoch(0):,} steps in the first. "
+        f"Held out: {_held_out(config, inputs)}."
     ) + (f" Going on after step {first:,}." if first else "")

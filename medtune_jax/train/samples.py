@@ -30,7 +30,7 @@ from medtune_jax.model.llama import Params
 from medtune_jax.tasks.base import Parsed
 from medtune_jax.tasks.reading import corpus_metrics, read_answer, read_gold
 from medtune_jax.tasks.registry import find_source
-from medtune_jax.tasks.rows import Row, credentialed_in
+from medtune_jax.tasks.rows import Row
 from medtune_jax.tasks.source import Source
 from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.precision import compute_dtype
@@ -66,6 +66,21 @@ def choose(rows: Sequence[Row], count: int) -> list[Asked]:
 
     Rows of sources that the registry does not know, or whose gold answer cannot be read, are left out with a warning.
     """
+    chosen, left_out = _chosen(rows, count)
+    for name, rows_left in sorted(left_out.items()):
+        _log.warning(
+            "Samples: %d held-out rows of source '%s' cannot be scored: left out.", rows_left, name or "(blank)"
+        )
+    return chosen
+
+
+def scored_sources(rows: Sequence[Row], count: int) -> set[str]:
+    """Returns the names of the sources of what `choose` chooses; it warns of nothing."""
+    return {one.source.name for one in _chosen(rows, count)[0]}
+
+
+def _chosen(rows: Sequence[Row], count: int) -> tuple[list[Asked], dict[str, int]]:
+    """Returns the rows, and how many of each source cannot be scored."""
     of_source: dict[str, list[Asked]] = {}
     left_out: dict[str, int] = {}
     for number in order(len(rows), seed=0, epoch=1).tolist():
@@ -79,16 +94,12 @@ def choose(rows: Sequence[Row], count: int) -> list[Asked]:
             left_out[row.source] = left_out.get(row.source, 0) + 1
             continue
         of_source.setdefault(source.name, []).append(asked)
-    for name, rows_left in sorted(left_out.items()):
-        _log.warning(
-            "Samples: %d held-out rows of source '%s' cannot be scored: left out.", rows_left, name or "(blank)"
-        )
     chosen: list[Asked] = []
     for turn in range(max(map(len, of_source.values()), default=0)):
         chosen += [of_source[name][turn] for name in sorted(of_source) if turn < len(of_source[name])]
         if len(chosen) >= count:
             break
-    return sorted(chosen[:count], key=lambda one: one.number)
+    return sorted(chosen[:count], key=lambda one: one.number), left_out
 
 
 def make_sample(
@@ -98,7 +109,7 @@ def make_sample(
 
     That holds samples: {source: {metric, value, n, unparsable}}, the leading metric of each source once more under
     `key_of(source)`, and their mean under MEAN. Prompts, gold and answers go to <folder>/<step>.jsonl, which
-    `medtune score` reads; they go nowhere else.
+    `medtune score` reads; they go nowhere else, and only their owner may read them.
 
     Raises:
       UserError: no held-out row can be answered and scored.
@@ -175,6 +186,8 @@ def _write(
         }
         for one, answer, parsed in zip(asked, answers, read, strict=True)
     ]
-    folder.mkdir(mode=0o700 if credentialed_in(one.row for one in asked) else 0o777, parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)  # whatever the rows: a later call of the run may answer others, of gated text
     # ASCII: a generated text may hold a lone surrogate, which UTF-8 has no bytes for.
     write_whole(folder / f"{step}.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
+    (folder / f"{step}.jsonl").chmod(0o600)

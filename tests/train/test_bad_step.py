@@ -3,6 +3,8 @@
 import dataclasses
 import logging
 import math
+import re
+from contextlib import contextmanager
 from pathlib import Path
 
 import jax
@@ -16,9 +18,11 @@ from kills import final_arrays, metric_lines
 from lora_run import lora_settings, run_lora_steps
 from tiny_run import MODEL, run_steps, settings, tiny_data
 
+from medtune_jax.config import TrainConfig
 from medtune_jax.data.loader import TrainData
 from medtune_jax.errors import UserError
 from medtune_jax.train import guard as guard_module
+from medtune_jax.train import loop
 from medtune_jax.train.guard import SKIPS_IN_A_ROW, WARM_UP, WINDOW, Guard, init_guard, judge
 from medtune_jax.train.loop import train
 
@@ -115,11 +119,13 @@ def test_a_run_that_stopped_goes_on_past_the_bad_step_as_one_that_skips_from_the
     bad_rows(3, 4)
     config = one_device(model_folder, data_folder)
     skipping = dataclasses.replace(config, train=dataclasses.replace(config.train, bad_step="skip"))
-    with pytest.raises(
-        UserError, match=r"Step 3: the loss .* is not finite\..*Checkpoint 2 was saved before it\..*bad_step=skip"
-    ):
+    with pytest.raises(UserError) as stopped:
         train(config, tmp_path / "run")
-    assert train(skipping, tmp_path / "run").resumed_from == 2
+    assert re.match(r"Step 3: the loss .* is not finite; its update was not applied\..*=skip", str(stopped.value))
+    assert str(stopped.value).endswith("Checkpoint 4 is on disk. It is the state without the bad update.")
+    with pytest.raises(UserError, match="The run stopped at step 4, which was bad and not applied; checkpoint 4 is"):
+        train(config, tmp_path / "run")  # as whatever starts it again would
+    assert train(skipping, tmp_path / "run").resumed_from == 4
     with caplog.at_level(logging.WARNING):
         train(skipping, tmp_path / "skipping")
     assert [f"Step {step}: the loss" in caplog.text for step in (2, 3, 4, 5)] == [False, True, True, False]
@@ -136,10 +142,49 @@ def test_bad_steps_in_a_row_end_a_run_that_skips_also_over_a_resumption(model_fo
     total = SKIPS_IN_A_ROW + 4
     bad_rows(*range(3, total + 1))
     config = one_device(model_folder, data_folder, train__steps=total, train__bad_step="skip")
-    told = rf"Step {SKIPS_IN_A_ROW + 2}: .* That is {SKIPS_IN_A_ROW} bad steps in a row"
-    for _ in range(2):  # the second time from the newest checkpoint, which counts some of them
-        with pytest.raises(UserError, match=told):
+    for more in (0, 2):  # the second time from the checkpoint then saved, which counts one more
+        row = SKIPS_IN_A_ROW + more
+        with pytest.raises(UserError, match=rf"Step {row + 2}: .* That is {row} bad steps in a row"):
             train(config, tmp_path / "run")
+
+
+def test_what_is_being_written_is_on_disk_before_a_bad_step_is_told(
+    model_folder, data_folder, tmp_path, bad_rows, monkeypatch
+):
+    """Of several processes the error ends all at once, whatever is half-written."""
+    found = []
+
+    @contextmanager
+    def ending_at_once(_):
+        try:
+            yield
+        except UserError:
+            found.extend(sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()))
+            raise
+
+    monkeypatch.setattr(loop, "ending_together", ending_at_once)
+    bad_rows(3)
+    with pytest.raises(UserError, match="Checkpoint 4 is on disk"):
+        train(one_device(model_folder, data_folder), tmp_path / "run")
+    assert found == ["2", "4"]
+
+
+def test_what_is_being_written_is_on_disk_before_a_diverged_evaluation_is_told(
+    model_folder, data_folder, tmp_path, monkeypatch
+):
+    def diverged(step, params):
+        raise UserError("Step 2: the loss on the held-out rows is nan.")
+
+    monkeypatch.setattr(loop, "make_evaluate", lambda *args: diverged)
+    config = one_device(model_folder, data_folder)
+    config = dataclasses.replace(config, evaluation=dataclasses.replace(config.evaluation, every_steps=2))
+    with pytest.raises(UserError, match=r"held-out rows is nan\. Checkpoint 2 is on disk\."):
+        train(config, tmp_path / "run")
+
+
+def test_by_default_ten_times_the_running_mean_is_a_spike():
+    warm, factor = after([(1.0, 1.0)] * WARM_UP), TrainConfig().spike_factor
+    assert judged(warm, 9.9, 9.9, factor)[0] and not judged(warm, 1.0, 10.1, factor)[0]
 
 
 def test_a_spike_is_said_to_be_one(model_folder, data_folder, tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from kills import metric_lines
 from tiny_run import settings
 
 from medtune_jax.convert.origin import read_origin
@@ -75,13 +76,15 @@ def test_the_best_is_kept_bit_for_bit_and_is_a_model(config, third, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("where", "method"),
+    ("where", "method", "every"),
     [
-        ("while the best is written", (Best, "settle", 5)),  # not said to be the best yet; goes on after 2
-        ("before the next checkpoint", (Checkpoints, "save", 2)),  # it is; goes on after 2 and scores 3 again
+        ("while the best is written", (Best, "settle", 5), 2),  # not said to be the best yet; goes on after 2
+        ("before the next checkpoint", (Checkpoints, "save", 2), 2),  # it is; goes on after 2 and scores 3 again
+        ("behind its checkpoint", (Best, "settle", 4), 3),  # its line is written, not the best; goes on after 3
     ],
 )
-def test_the_best_is_the_same_after_a_stop_anywhere(config, third, tmp_path, monkeypatch, where, method):
+def test_the_best_is_the_same_after_a_stop_anywhere(config, third, tmp_path, monkeypatch, where, method, every):
+    config = replace(config, checkpoint=replace(config.checkpoint, every_steps=every))
     owner, name, count = method
     whole, calls = getattr(owner, name), []
 
@@ -94,7 +97,9 @@ def test_the_best_is_the_same_after_a_stop_anywhere(config, third, tmp_path, mon
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(owner, name, stops)
         train(config, tmp_path / "run")
-    assert train(config, tmp_path / "run").resumed_from == 2
+    assert train(config, tmp_path / "run").resumed_from == every
+    steps = [line["step"] for line in metric_lines(tmp_path / "run") if "eval_loss" in line]
+    assert steps == [1, 2, 3, 4, 5, 6]
     assert_best_is_that_of_step_3(tmp_path / "run", third)
 
 

@@ -1,7 +1,11 @@
 """A whole run through the command: what it prints, returns and leaves behind."""
 
 import json
+import os
+import signal
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,8 +19,14 @@ from medtune_jax.cli.train import human
 from medtune_jax.config_values import from_dict, to_dict
 from medtune_jax.data.encode import encode_rows
 from medtune_jax.data.prompts import get_template
+from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.model.llama import forward, logits
+from medtune_jax.train import loop
+from medtune_jax.train.held_out import HeldOut
 from medtune_jax.train.load import load_model
+from medtune_jax.train.loop import train
+from medtune_jax.train.saved.formats import Identity, refuse_another_run
+from medtune_jax.train.signals import StopRequest
 
 
 @pytest.fixture(scope="module")
@@ -108,6 +118,86 @@ def test_a_run_goes_on_with_its_own_configuration(run, config, capsys):
     assert to_dict(config)["train"]["steps"] == 6
 
 
+def test_a_checkpoint_tells_what_ran_and_a_change_of_it_is_said(run, config, caplog):
+    meta = json.loads((run / "checkpoints" / "6" / "meta" / "metadata").read_text())
+    assert (meta["config"]["model"]["attention"], meta["jax"]) == ("xla", jax.__version__)
+    identity = Identity(**meta["identity"])
+    ran = replace(config, model=replace(config.model, attention="xla"))
+    refuse_another_run(meta, ran, identity, run)
+    assert not caplog.text
+    refuse_another_run(
+        meta | {"jax": "0.0.1"}, replace(ran, model=replace(ran.model, attention="triton")), identity, run
+    )
+    assert "model.attention was xla" in caplog.text and "jax was 0.0.1" in caplog.text
+
+
+@pytest.fixture
+def examined(config, monkeypatch):
+    """A run that saves and examines after 3 and 6, and what is called in each examination with its name and step."""
+    during = [lambda name, step: None]
+
+    def maker(name, says):
+        def exam(step, params):
+            during[0](name, step)
+            return says
+
+        return lambda *args: exam
+
+    monkeypatch.setattr(loop, "make_evaluate", maker("eval_loss", {"eval_loss": 1.5}))
+    monkeypatch.setattr(loop, "make_sample", maker("samples", {"samples": {}, "samples_mean": 0.5}))
+    evaluation = replace(config.evaluation, every_steps=3, samples_every_steps=3)
+    return replace(config, checkpoint=replace(config.checkpoint, every_steps=3), evaluation=evaluation), during
+
+
+@pytest.mark.parametrize(
+    "at, cut, held",
+    [
+        (("samples", 3), lambda: os.kill(os.getpid(), signal.SIGTERM), ["eval_loss", "samples"]),
+        (("eval_loss", 3), lambda: os.kill(os.getpid(), signal.SIGTERM), ["eval_loss"]),
+        (("eval_loss", 6), lambda: os.kill(os.getpid(), signal.SIGHUP), ["eval_loss"]),
+        (("samples", 3), lambda: (_ for _ in ()).throw(KeyboardInterrupt), ["eval_loss"]),
+    ],
+    ids=["a signal in the last", "a signal in the first", "a hangup after the last update", "cut off"],
+)
+def test_an_examination_cut_short_is_behind_its_checkpoint_and_made_up_for(examined, tmp_path, at, cut, held):
+    config, during = examined
+    train(config, tmp_path / "undisturbed")
+    during[0] = lambda *which: cut() if which == at else None
+    with pytest.raises((Interrupted, KeyboardInterrupt)):
+        train(config, tmp_path / "run")
+    assert max(int(path.name) for path in (tmp_path / "run" / "checkpoints").iterdir()) == at[1]  # no update more
+    last = [line for line in metric_lines(tmp_path / "run") if line["step"] == at[1] and "split" in line]
+    assert [next(key for key in ("eval_loss", "samples") if key in line) for line in last] == held
+    during[0] = lambda *which: None
+    assert train(config, tmp_path / "run").resumed_from == at[1]
+    assert metric_lines(tmp_path / "run") == metric_lines(tmp_path / "undisturbed")
+
+
+def test_a_hangup_stops_the_run_once_and_not_under_nohup():
+    with StopRequest() as stop:
+        signal.raise_signal(signal.SIGHUP)
+        signal.raise_signal(signal.SIGHUP)  # of the shell
+        assert stop.asked() == "SIGHUP"
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopRequest() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert not stop.asked()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_rows_held_out_for_nothing_are_refused(model_folder, data_folder):
+    with pytest.raises(UserError, match=r"evaluation\.holdout=5 keeps rows from training, but nothing is measured"):
+        settings(model_folder, data_folder, evaluation__holdout=5, evaluation__every_steps=0).validate()
+
+
+def test_what_is_held_out_is_told_and_which_split_is_not_read():
+    inputs = SimpleNamespace(held_out=HeldOut("holdout", tuple(ner_rows(3, 0))))
+    told = loop._held_out(settings(evaluation__holdout=3, evaluation__split="dev"), inputs)
+    assert told == "3 rows of the training rows (evaluation.holdout), so evaluation.split=dev is not read"
+
+
 def test_steps_and_tokens_are_announced(model_folder, data_folder, tmp_path, capsys):
     config = settings(
         model_folder, data_folder, train__batch_size=8, train__steps=None, train__epochs=1.5, mesh__fsdp=8
@@ -116,5 +206,5 @@ def test_steps_and_tokens_are_announced(model_folder, data_folder, tmp_path, cap
     told = capsys.readouterr().err
     assert "37,280 parameters on fsdp=8, float32, attention xla (on CPUs). 3 steps of 8 x 160" in told
     assert "positions (87.2% filled" in told
-    assert "1.50 epochs of 2,232 tokens, 2 steps in the first." in told
+    assert "1.50 epochs of 2,232 tokens, 2 steps in the first. Held out: 6 rows of validation." in told
     assert "step 3/3  loss" in told and " non-padding, " in told and "ETA 0:00:00" in told

@@ -1,9 +1,11 @@
 """The numbers of a run: arithmetic per token, clocks, boards, the log, the picture."""
 
+import errno
 import io
 import json
 import logging
 import math
+import re
 import subprocess
 import sys
 import types
@@ -203,6 +205,25 @@ def shown(line, monkeypatch, live: bool) -> str:
     return screen.getvalue()
 
 
+class Closed(io.StringIO):
+    """A terminal that was closed."""
+
+    def isatty(self) -> bool:
+        return True
+
+    def write(self, text: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+def test_a_closed_terminal_ends_no_run(monkeypatch):
+    closed = Closed()
+    monkeypatch.setattr("sys.stderr", closed)
+    progress = Progress(0, 4)
+    progress.show(LINE)
+    progress.say("Gone on.")
+    assert sys.stderr is not closed
+
+
 def test_progress_overwrites_its_line_on_a_terminal_only(monkeypatch):
     for live in (True, False):
         text = shown(LINE, monkeypatch, live)
@@ -232,7 +253,7 @@ def recorder(log, every: int, policy: str) -> Recorder:
     inputs = types.SimpleNamespace(data=data, row_numbers={4: 4}, row_ids={4: "r4"})
     progress = Progress(0, 9)
     progress.resume()
-    bad_step = bad_step_policy(TrainConfig(bad_step=policy), inputs, lambda: [])  # type: ignore[arg-type]
+    bad_step = bad_step_policy(TrainConfig(bad_step=policy), inputs)  # type: ignore[arg-type]
     return Recorder(every, inputs, log, progress, bad_step)  # type: ignore[arg-type]
 
 
@@ -257,8 +278,11 @@ def test_a_bad_step_that_stops_the_run_names_step_and_rows(tmp_path):
     with MetricsLog(tmp_path, step=0) as log:
         record = recorder(log, every=5, policy="stop")
         record.push(1, metrics(loss=math.nan, skipped=1.0))
-        with pytest.raises(UserError, match=r"Step 1: the loss \(nan\).*4 \(r4\)"):
-            record.flush()
+        assert not record.ends
+        record.push(2, metrics(loss=math.nan, skipped=1.0))
+        record.flush()
+    assert re.match(r"Step 1: the loss \(nan\).*4 \(r4\)", record.ends)
+    assert [line["step"] for line in read_lines(tmp_path / "metrics.jsonl") if line["skipped"]] == [1, 2]
 
 
 def test_reopening_the_log_never_leaves_it_shorter_than_it_must_be(tmp_path):

@@ -4,6 +4,8 @@ import json
 import logging
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,13 +23,21 @@ from medtune_jax.model.llama import init_params
 from medtune_jax.model.lora import LoraAdapter, scale
 from medtune_jax.model.quantize import dequantize, quantize
 from medtune_jax.sharding import make_mesh
-from medtune_jax.tasks.registry import get_source
+from medtune_jax.tasks.registry import SOURCES, get_source
 from medtune_jax.tasks.rows import Row, write_rows
+from medtune_jax.train import samples
+from medtune_jax.train.held_out import HeldOut
 from medtune_jax.train.inputs import read_inputs
-from medtune_jax.train.samples import choose, make_sample
+from medtune_jax.train.samples import choose, make_sample, scored_sources
+from medtune_jax.train.saved import run_folder
 from medtune_jax.train.trainable import init_trainable
 
+GATED = next(source.name for source in SOURCES.values() if source.credentialed)
 SAID = ("The man is ill .", "He is well .", "Contradiction")
+
+
+def mode(path: Path) -> int:
+    return path.stat().st_mode & 0o777
 
 
 def nli_rows(count: int) -> list[Row]:
@@ -50,6 +60,26 @@ def test_rows_that_cannot_be_scored_are_left_out_and_counted(caplog):
     assert len(choose(rows, 9)) == 2
     assert "1 held-out rows of source 'ward-notes'" in caplog.text
     assert "1 held-out rows of source 'sample-disease'" in caplog.text and "secret" not in caplog.text
+    caplog.clear()
+    assert scored_sources(rows, 9) == {"sample-disease"} and not caplog.text  # said once in a run
+
+
+def test_texts_are_for_their_owner_only_also_in_a_folder_that_others_could_read(tmp_path):
+    folder = tmp_path / "samples"
+    folder.mkdir(mode=0o755)
+    samples._write(folder, 1, [], [], [])
+    assert (mode(folder), mode(folder / "1.jsonl")) == (0o700, 0o600)
+
+
+@pytest.mark.parametrize("source, closed", [("sample-disease", False), (GATED, True)])
+def test_held_out_rows_of_gated_text_close_the_run_folder(tmp_path, monkeypatch, source, closed):
+    monkeypatch.setattr(run_folder, "describe_model", lambda *args: None)
+    workdir = tmp_path / "run"
+    workdir.mkdir(mode=0o755)
+    held_out = HeldOut("other", (Row("Tag.", "x", "y", source),))
+    inputs = SimpleNamespace(origin=SimpleNamespace(credentialed=[]), held_out=held_out)
+    run_folder.write_run_folder(workdir, settings(), inputs)
+    assert mode(workdir) == (0o700 if closed else 0o755)
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,12 @@ from pathlib import Path
 import jax
 
 from medtune_jax.errors import UserError
-from medtune_jax.processes import is_first
+from medtune_jax.processes import everyones, is_first
 from medtune_jax.train.inputs import Inputs
 from medtune_jax.train.records.boards import Board
 from medtune_jax.train.records.progress import Line, Progress
 from medtune_jax.train.records.throughput import device_memory
+from medtune_jax.train.saved.run_folder import write_whole
 
 
 def read_lines(path: Path) -> list[Line]:
@@ -44,11 +45,12 @@ class MetricsLog:
         Of several processes the first writes the file.
         """
         self.path = workdir / "metrics.jsonl"
-        self.lines = [line for line in read_lines(self.path) if line["step"] <= step]
+        read = read_lines(self.path)
+        at_step = [line for line in read if line["step"] == step]
+        # What is examined at once depends on them; another machine may see the file as it was a while ago.
+        self.lines = [line for line in read if line["step"] < step] + everyones("metrics", at_step)[0]
         if is_first():
-            kept = self.path.with_suffix(".jsonl.tmp")
-            kept.write_text("".join(_text(line) for line in self.lines), encoding="utf-8")
-            kept.replace(self.path)  # at once: killed here, nothing is lost
+            write_whole(self.path, "".join(_text(line) for line in self.lines))
         self._file = (self.path if is_first() else Path(os.devnull)).open("a", encoding="utf-8")
         self._boards = boards
 
@@ -61,6 +63,15 @@ class MetricsLog:
         scalars = {f"{group}/{name}": value for name, value in line.items() if isinstance(value, float)}
         for board in self._boards:
             board.write(line["step"], scalars)
+
+    def sync(self) -> None:
+        """Returns when the lines are on disk: before a checkpoint is saved, whose run will not write them again."""
+        if is_first():
+            os.fsync(self._file.fileno())
+
+    def line(self, step: int, key: str) -> Line | None:
+        """Returns the line of `step` that has `key`, None where there is none."""
+        return next((line for line in self.lines if line["step"] == step and key in line), None)
 
     def last(self, key: str) -> float | None:
         """Returns the newest value of `key`, None where no line has it."""
@@ -80,12 +91,17 @@ def _text(line: Line) -> str:
 
 
 class Recorder:
-    """Takes the metrics of each update while they are still being computed, and reads them one update late."""
+    """Takes the metrics of each update while they are still being computed, and reads them one update late.
+
+    Attributes:
+      ends: why the run is to end, as the first bad step that ends it was told (train/bad_step.py); "" before.
+    """
 
     def __init__(
-        self, every: int, inputs: Inputs, log: MetricsLog, progress: Progress, bad_step: Callable[[int, Line], None]
+        self, every: int, inputs: Inputs, log: MetricsLog, progress: Progress, bad_step: Callable[[int, Line], str]
     ):
-        """`every`: updates between lines (a skipped one has its own); `bad_step`: told of each bad one; may raise."""
+        """`every`: updates between lines (a skipped one has its own); `bad_step`: told of each bad one."""
+        self.ends = ""
         self._every, self._inputs, self._log, self._progress, self._bad_step = every, inputs, log, progress, bad_step
         self._pending: tuple[int, dict[str, jax.Array]] | None = None
 
@@ -95,11 +111,7 @@ class Recorder:
         self._pending = (done, metrics)
 
     def flush(self) -> None:
-        """Records what is kept, waiting for it.
-
-        Raises:
-          UserError: it was bad, and the run is to stop at that (train/bad_step.py).
-        """
+        """Records what is kept, waiting for it."""
         if self._pending is None:
             return
         done, metrics = self._pending
@@ -108,7 +120,8 @@ class Recorder:
         skipped, in_a_row = values.pop("skipped"), values.pop("skipped_in_a_row")
         if skipped:
             values |= {"skipped": skipped, "skipped_in_a_row": in_a_row}
-            self._bad_step(done, values)
+            told = self._bad_step(done, values)
+            self.ends = self.ends or told
         padded, plain, loss = tokens = self._inputs.data.tokens_in(done - 1)
         self._progress.count(tokens)
         if skipped or due(done, self._every, self._inputs.data.total_steps):

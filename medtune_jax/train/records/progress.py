@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import sys
 import time
@@ -146,8 +147,13 @@ class Progress:
         return {"updating_seconds": updating, "running_seconds": running, "goodput": goodput}
 
     def _print(self, text: str, end: str) -> None:
-        if is_first():
+        if not is_first():
+            return
+        try:
             print(f"\r\x1b[K{text}" if self._live else text, end=end, file=sys.stderr, flush=True)
+        except OSError:  # the terminal was closed, or what read a pipe ended: the run goes on, and metrics.jsonl tells
+            self._live = False
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
 def _three(numbers: Iterable[int]) -> Tokens:

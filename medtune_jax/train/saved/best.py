@@ -4,7 +4,8 @@
 best.json says by which score it was chosen. best.json is written last; where it names no checkpoint, there is no best.
 
 A resumed run goes on from its newest checkpoint, which may be older than the best: it then scores the steps between
-once more, gets the same values, and keeps what it has, because only a better value replaces the best.
+once more, gets the same values, and keeps what it has, because only a better value replaces the best. It may also be
+of the best step itself, whose write was cut off: that step is then scored and kept once more (train/exams.py).
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from medtune_jax.errors import UserError, did_you_mean
 from medtune_jax.model.llama import Params
 from medtune_jax.tasks.rows import registered_name, rows_sha256
 from medtune_jax.train.inputs import Inputs
-from medtune_jax.train.samples import MEAN, choose, key_of
+from medtune_jax.train.samples import MEAN, key_of, scored_sources
 from medtune_jax.train.saved.checkpoints import Checkpoints
 from medtune_jax.train.saved.run_folder import describe_model, write_whole
 
@@ -63,16 +64,20 @@ class Best:
         finally:
             self._checkpoints.__exit__(kind, *error)
 
-    def offer(self, step: int, line: Mapping[str, Any], params: Params) -> bool:
-        """Begins to keep `params` where `line` holds the score and it is better than any before; returns whether."""
+    def wants(self, line: Mapping[str, Any]) -> bool:
+        """Returns whether `line`, of a step, holds the score and it is better than any before."""
         if not self._key or self._key not in line:
             return False
-        self.settle()
-        value, best = line[self._key], self.record
+        best = self._pending or self.record
         # The same step scored again, on another mesh, differs by rounding: it is the one that is kept.
-        if best is not None and (best["step"] == step or self._sign * (value - best["value"]) <= 0):
+        return best is None or (best["step"] != line["step"] and self._sign * (line[self._key] - best["value"]) > 0)
+
+    def offer(self, line: Mapping[str, Any], params: Params) -> bool:
+        """Begins to keep the parameters of the step of `line` where it is wanted; returns whether."""
+        if not self.wants(line):
             return False
-        metric = self._config.checkpoint.best
+        self.settle()
+        metric, step, value = self._config.checkpoint.best, line["step"], line[self._key]
         self._pending = {"metric": metric, "value": value, "step": step, "split": line["split"], "run": self._run}
         self._folder.mkdir(exist_ok=True)
         if processes.is_first():
@@ -121,7 +126,7 @@ def _score(config: Config, inputs: Inputs) -> tuple[str, Literal[1, -1]]:
         return best, -1
     if best == "samples":
         return MEAN, 1
-    sources = {one.source.name for one in choose(inputs.held_out.rows, config.evaluation.sample_rows)}
+    sources = scored_sources(inputs.held_out.rows, config.evaluation.sample_rows)
     if registered_name(best) not in sources:
         known = sorted({"eval_loss", "samples", *sources})
         raise UserError(

@@ -2,14 +2,17 @@
 
 Version 1 (issue 2): the configuration has no inner groups; item `optimizer` holds `step` and `state`.
 Version 2: the configuration has `model.lora`, `train.bad_step`, ...; `optimizer` holds `guard` too (train/guard.py);
-`program` is the version of medtune_jax that wrote it.
+`program` is the version of medtune_jax that wrote it, `jax` that of jax; `model.attention` is the backend that ran.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from pathlib import Path
 from typing import Any
+
+import jax
 
 import medtune_jax
 from medtune_jax.config import Config
@@ -19,6 +22,7 @@ from medtune_jax.train.state import TrainState
 
 FORMAT = 2
 Meta = dict[str, Any]
+_log = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,6 +66,7 @@ def make_meta(step: int, config: Config, identity: Identity, checksums: dict[str
     return {
         "format": FORMAT,
         "program": medtune_jax.__version__,
+        "jax": jax.__version__,
         "step": step,
         "config": to_dict(config),
         "identity": dataclasses.asdict(identity),
@@ -99,7 +104,10 @@ def upgraded(meta: Meta, where: Path) -> Meta:
 
 
 def refuse_another_run(meta: Meta, config: Config, identity: Identity, where: Path) -> None:
-    """Raises UserError, with each difference by name, where a run of `config` may not go on from this checkpoint."""
+    """Raises UserError, with each difference by name, where a run of `config` may not go on from this checkpoint.
+
+    Warns where it may and another program computes the same, so that the bits may differ from an undisturbed run's.
+    """
     told = f"Cannot resume {where}"
     mend = "Train in another --workdir, or restore what changed."
     changed = changed_math(from_dict(meta["config"]), config)
@@ -113,6 +121,19 @@ def refuse_another_run(meta: Meta, config: Config, identity: Identity, where: Pa
         if before[name] != now[name]:
             hashes = "" if name == "model" else f" (SHA-256 {before[name][:12]} -> {now[name][:12]})"
             raise UserError(f"{told}: it was made with other {spoken}{hashes}. {mend}")
+    for what, was, is_now in (
+        ("model.attention", meta["config"]["model"]["attention"], config.model.attention),
+        ("jax", meta.get("jax"), jax.__version__),
+    ):
+        if was not in (None, "auto", is_now):
+            _log.warning(
+                "%s was %s where %s was written and is %s now: the same is computed, but from here on the last bits "
+                "may differ from those of a run that was never stopped.",
+                what,
+                was,
+                where,
+                is_now,
+            )
 
 
 def _from_1(config: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,15 @@ from medtune_jax.config_values import to_dict
 from medtune_jax.convert.origin import ORIGIN_FILE, origin_json
 from medtune_jax.errors import UserError
 from medtune_jax.processes import barrier, is_first
+from medtune_jax.tasks.rows import credentialed_in
 from medtune_jax.train.inputs import Inputs
 
 
 def write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
     """Writes config.json, and model/: the tuned model's own config.json, tokenizer files and origin.json.
 
-    Of several processes the first writes, and all return when it has. Weights tuned on gated text can repeat it, so the
-    folder is then closed to others.
+    Of several processes the first writes, and all return when it has. Weights tuned on gated text can repeat it, and
+    samples quote it where it is held out, so the folder is then closed to others.
 
     Raises:
       UserError: the folder cannot be written.
@@ -28,7 +29,7 @@ def write_run_folder(workdir: Path, config: Config, inputs: Inputs) -> None:
         barrier("run folder")
         return
     try:
-        if inputs.origin.credentialed:
+        if inputs.origin.credentialed or credentialed_in(inputs.held_out.rows):
             workdir.mkdir(mode=0o700, parents=True, exist_ok=True)  # closed before anything lies in it
             workdir.chmod(0o700)  # also one that was there
         workdir.mkdir(parents=True, exist_ok=True)
