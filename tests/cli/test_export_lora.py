@@ -139,8 +139,8 @@ def test_two_exports_at_once_and_options_without_effect_are_refused(
 def test_an_adapter_that_names_its_base_by_a_path_is_not_pushed(
     home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = (f"--run={home / 'run'}", f"--out={tmp_path / 'out'}", "--adapter", "--push=me/adapter", "--i_may_release")
-    status, _, error = medtune(capsys, *words)
+    words = (f"--run={home / 'run'}", f"--out={tmp_path / 'out'}", "--adapter", "--push=me/adapter")
+    status, _, error = medtune(capsys, *words, "--base_licence=MIT")
     assert status == 2 and "base_model_name_or_path" in error
     assert not (tmp_path / "out").exists()
 

@@ -16,9 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtune_jax.config import MeshConfig
 from medtune_jax.model.attention import attention
-from medtune_jax.sharding import make_mesh
 
 TOLERANCE = 2e-2  # relative L2 of 16 bit beside float32; measured 3e-3 to 6e-3 for right kernels, interpreted
 _SHORT = 256  # positions are enough to show a wrong mask, and compile soon
@@ -31,7 +29,7 @@ def why_wrong(
 ) -> str | None:
     """Returns what is wrong with kernel `name` on `device`, an exception included; None where it is right.
 
-    sequence: the run's own; a shorter one is computed, as far from a multiple of 128 as that.
+    sequence: the run's own; a shorter one is computed, as far from a multiple of 128. To be called outside of a mesh.
     """
     short = min(max(sequence, 16), _SHORT + sequence % 128)
     lengths = (short * 3 // 8, short // 4, short // 8)
@@ -39,7 +37,7 @@ def why_wrong(
     segments_S[: sum(lengths)] = np.repeat([1, _MIDDLE, 3], lengths)
     segments = jnp.asarray(segments_S)[None]
     try:
-        with jax.default_device(device), jax.set_mesh(make_mesh(MeshConfig(fsdp=1), [device])):
+        with jax.default_device(device):
             inputs = _inputs(segments, (heads, kv_heads, kv_heads, heads), head_dim, dtype)
             run = jax.jit(partial(_output_and_gradients, name))
             found = run(segments, *inputs)
