@@ -122,7 +122,10 @@ def make_train_step(config: Config, model: LlamaConfig, optimizer: Optimizer, me
 
 
 def _on_device(config: Config, opt_state: Any, places: Any) -> Any:
-    """Brings moments that wait in host memory to the devices; the step's output shardings send them back."""
+    """Brings moments that wait in host memory to the devices; the step's output shardings send them back.
+
+    All of them at once: waiting lowers what lies on a device while gradients are computed, not during the update.
+    """
     if not config.optimizer.offload:
         return opt_state
     return jax.device_put(opt_state, jax.tree.map(lambda place: place.with_memory_kind("device"), places))

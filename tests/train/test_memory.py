@@ -6,12 +6,15 @@ import re
 import jax
 import numpy as np
 import pytest
+from jax.interpreters.partial_eval import dce_jaxpr
 from tiny_run import GRID_MODEL, MODEL, distance, keep_gradients, run_steps, settings, tiny_data
 
 from medtune_jax import sharding
 from medtune_jax.config import MeshConfig
 from medtune_jax.errors import UserError
+from medtune_jax.model.llama import abstract_params, forward
 from medtune_jax.train.abstract import full_batch, lower_step
+from medtune_jax.train.step import make_eval_step
 
 EIGHT = MeshConfig(data=2, fsdp=2, tensor=2)
 
@@ -76,11 +79,15 @@ def test_the_largest_batch_has_the_arrays_of_a_real_one(batches):
     assert all(planned[name].shape[1] >= x.shape[1] for name, x in batches[0].items())
 
 
-@pytest.mark.parametrize("sizes", [MeshConfig(fsdp=1), EIGHT], ids=["one device", "data, fsdp and tensor"])
-def test_a_step_gives_its_state_up_and_holds_logits_in_pieces(sizes):
-    """8 x 512 targets of 32,000 tokens: in float32, half a GB on one device."""
-    model = dataclasses.replace(GRID_MODEL, vocab_size=32_000, num_layers=1, max_positions=512)
-    config = settings(data__max_length=512, train__batch_size=8, model__remat="full")
+@pytest.mark.parametrize(
+    ("sizes", "rows", "length"),
+    [(MeshConfig(fsdp=1), 256, 48), (EIGHT, 8, 2048)],
+    ids=["one device, many short rows", "data, fsdp and tensor"],
+)
+def test_a_step_gives_its_state_up_and_holds_logits_in_pieces(sizes, rows, length):
+    """12,288 targets of 32,000 tokens, and 4,096 on each device of half as many: 1.5 GB and 262 MB in float32."""
+    model = dataclasses.replace(GRID_MODEL, vocab_size=32_000, num_layers=1, max_positions=length)
+    config = settings(data__max_length=length, train__batch_size=rows, model__remat="full")
     mesh = mesh_of(sizes, 1 if sizes.tensor == 1 else 8)
     lowered = lower_step(config, model, mesh)
     compiled = lowered.compile()
@@ -90,6 +97,34 @@ def test_a_step_gives_its_state_up_and_holds_logits_in_pieces(sizes):
     [aliases] = re.findall(r"input_output_alias=\{(.*?)\}, entry", text)
     assert aliases.count("-alias)") == len(state)
 
-    logits = 8 * 512 * model.padded_vocab // mesh.size
+    logits = rows * length * model.padded_vocab // mesh.size
     sizes_of_floats = [np.prod([int(n) for n in dims.split(",")]) for dims in re.findall(r"f32\[([\d,]+)\]", text)]
     assert max(sizes_of_floats) <= logits / 2
+
+
+@pytest.mark.parametrize(("batch", "accumulation"), [(6, 1), (8, 4)])
+def test_a_batch_that_the_devices_cannot_share_out_is_refused_before_it_is_compiled(batch, accumulation):
+    config = settings(train__batch_size=batch, train__accumulation=accumulation)
+    mesh = mesh_of(MeshConfig(fsdp=8), 8)
+    for make in (lower_step, make_eval_step):
+        with pytest.raises(
+            UserError, match=rf"micro-batch of {batch // accumulation} .* cannot be split over 8 devices"
+        ):
+            make(config, GRID_MODEL, mesh)
+
+
+def forward_kernels(remat):
+    """Returns how often the gradient of the layers' loop runs the forward pass of splash attention."""
+    model = dataclasses.replace(GRID_MODEL, head_dim=64, max_positions=128)
+    tokens = np.ones((1, 128), np.int32)
+
+    def objective(params):
+        return forward(params, model, tokens, positions_BS=tokens, attention="splash", remat=remat).sum()
+
+    jaxpr = jax.make_jaxpr(jax.grad(objective))(abstract_params(model)).jaxpr
+    used, _ = dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))
+    return str(used).count("name=splash_mha_fwd")
+
+
+def test_dots_keeps_what_splash_attention_needs_of_its_forward_pass():
+    assert forward_kernels("full") > forward_kernels("dots") == forward_kernels("none")
