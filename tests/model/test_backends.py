@@ -13,6 +13,7 @@ import pytest
 
 from medtune_jax.config import Config, MeshConfig, ModelConfig
 from medtune_jax.errors import UserError
+from medtune_jax.model import backends
 from medtune_jax.model.attention import attention
 from medtune_jax.model.backends import Site, choose, resolve, verified
 from medtune_jax.model.kernels import cudnn, triton
@@ -159,6 +160,14 @@ def test_auto_passes_over_what_is_wrong_to_the_next_that_is_right(monkeypatch: p
     assert backend.name == "triton" and "not cudnn: its output is" in backend.reason
     backend = check("auto", {cudnn: raising, triton: raising}, monkeypatch)
     assert backend.name == "xla" and backend.reason.count("NotImplementedError") == 2
+
+
+def test_a_kernel_that_is_wrong_for_one_process_is_used_by_none(monkeypatch: pytest.MonkeyPatch):
+    told = iter([[False, True], [False, False]])
+    monkeypatch.setattr(backends, "process_allgather", lambda own: np.array(next(told)))
+    monkeypatch.setattr(backends.check, "why_wrong", lambda *_, **__: None)
+    backend = check("auto", {}, monkeypatch)
+    assert backend.name == "triton" and "not cudnn: it is wrong on the device of another process" in backend.reason
 
 
 def test_a_run_verifies_the_backend_that_it_chose(monkeypatch: pytest.MonkeyPatch):
