@@ -1,5 +1,6 @@
 """A run folder that is full, closed, gone or in use: named, nothing lost, nothing half-written."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -12,13 +13,15 @@ from pathlib import Path
 
 import pytest
 from kills import REPOSITORY, metric_lines
+from resumable import restore, run_settings
 from tiny_run import settings
 
+from medtune_jax.cli.main import dispatch
 from medtune_jax.config import Config
-from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.errors import EXIT_USER_ERROR, Interrupted, UserError
 from medtune_jax.train import loop
 from medtune_jax.train.loop import train
-from medtune_jax.train.saved import run_folder
+from medtune_jax.train.saved import disk, run_folder
 from medtune_jax.train.saved.disk import one_writer, storage_errors_named
 
 
@@ -119,6 +122,71 @@ def test_what_others_say_passes_as_it_is(tmp_path, error):
     assert seen.value is error
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train", "--workdir=gs://bucket/run"],
+        ["train", "--workdir=run", "--config.data.cache_dir=s3://bucket/rows"],
+        ["evaluate", "--model=m", "--data=d", "--out=gs://bucket/out"],
+        ["export", "--run=r", "--out=gs://bucket/out"],
+    ],
+    ids=lambda words: words[-1],
+)
+def test_object_stores_are_refused_and_no_folder_of_that_name_is_made(tmp_path, monkeypatch, capsys, words):
+    monkeypatch.chdir(tmp_path)
+    assert dispatch(words) == EXIT_USER_ERROR
+    assert f"{words[-1]}: object stores are not written to. Mount the bucket" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_file_is_on_disk_before_it_has_its_name_and_then_its_folder(tmp_path, monkeypatch):
+    synced, path = [], tmp_path / "best.json"
+    (plain, replace) = (os.fsync, Path.replace)
+    monkeypatch.setattr(os, "fsync", lambda fd: (synced.append(os.readlink(f"/proc/self/fd/{fd}")), plain(fd))[1])
+    monkeypatch.setattr(Path, "replace", lambda *a: (synced.append("named"), replace(*a))[1])
+    run_folder.write_whole(path, "{}")
+    assert synced == [f"{path}.tmp", "named", str(tmp_path)]
+
+
+def test_lines_are_on_disk_before_the_checkpoint_that_follows_them(model_folder, data_folder, tmp_path, monkeypatch):
+    order = []
+    for owner, name in ((loop.MetricsLog, "sync"), (loop.Checkpoints, "save")):
+        plain = getattr(owner, name)
+
+        def call(*args, name=name, plain=plain):
+            order.append(name)
+            return plain(*args)
+
+        monkeypatch.setattr(owner, name, call)
+    train(one_device(model_folder, data_folder, train__steps=2, checkpoint__every_steps=1), tmp_path / "run")
+    assert order == ["sync", "save"] * 2
+
+
+def test_a_checkpoint_may_take_hours_to_be_written(tmp_path):
+    assert loop.Checkpoints(tmp_path)._options.async_options.timeout_secs == 4 * 3600
+
+
+def test_the_checkpoints_that_the_first_process_lists_are_those_of_all(home, run, monkeypatch):
+    from medtune_jax.train.saved import checkpoints
+
+    assert int(restore(run_settings(home), run).step) == 6
+    monkeypatch.setattr(checkpoints, "everyones", lambda name, own: [[4], own])
+    assert int(restore(run_settings(home), run).step) == 4
+
+
+@pytest.mark.parametrize("phase", ["read_inputs", "load_frozen", "lower_step"])
+def test_a_signal_before_the_first_update_ends_the_run_without_one(
+    model_folder, data_folder, tmp_path, monkeypatch, phase
+):
+    at_call(loop, phase, 1, monkeypatch, lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    with pytest.raises(Interrupted, match="SIGTERM before the first update: nothing to save yet"):
+        train(one_device(model_folder, data_folder), tmp_path / "run")
+    if phase == "lower_step":
+        assert not metric_lines(tmp_path / "run") and not (tmp_path / "run" / "checkpoints").exists()
+    else:
+        assert not (tmp_path / "run").exists()
+
+
 # -------------------------------------------------------------------------------------------------------- one writer
 
 
@@ -149,6 +217,39 @@ def test_a_second_train_is_refused_and_changes_nothing(model_folder, data_folder
     with one_writer(tmp_path / "run"), pytest.raises(UserError, match="is being written by process"):
         train(one_device(model_folder, data_folder), tmp_path / "run")
     assert [path.name for path in (tmp_path / "run").iterdir()] == [".lock"]
+
+
+def test_the_lock_of_another_machine_is_waited_for(tmp_path, monkeypatch):
+    def release(seconds):
+        held.close()
+        monkeypatch.undo()
+
+    with contextlib.ExitStack() as held:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(disk, "_machine", lambda: "another")
+            held.enter_context(one_writer(tmp_path / "run"))
+        (tmp_path / "run" / "config.json").write_text("{}")
+        monkeypatch.setattr(disk.time, "sleep", release)
+        with one_writer(tmp_path / "run"):
+            assert "another" not in (tmp_path / "run" / ".lock").read_text()
+
+
+def test_a_lock_that_another_machine_keeps_ends_resumable(tmp_path, monkeypatch):
+    with contextlib.ExitStack() as held:
+        with monkeypatch.context() as elsewhere:
+            elsewhere.setattr(disk, "_machine", lambda: "another")
+            held.enter_context(one_writer(tmp_path / "run"))
+        monkeypatch.setattr(disk, "_PATIENCE", -1.0)
+        told = f"run is being written by process {os.getpid()} on "
+        with pytest.raises(Interrupted, match=told), one_writer(tmp_path / "run"):
+            pass
+
+
+def test_the_lock_is_held_before_anything_is_read(model_folder, data_folder, tmp_path, monkeypatch):
+    (tmp_path / "run").mkdir()
+    monkeypatch.setattr(loop, "read_inputs", None)
+    with one_writer(tmp_path / "run"), pytest.raises(UserError, match="is being written by process"):
+        train(one_device(model_folder, data_folder), tmp_path / "run")
 
 
 def test_the_kernel_releases_the_lock_of_a_killed_process(tmp_path):
