@@ -26,6 +26,7 @@ from jax.experimental import multihost_utils
 from medtune_jax.config import Config
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params
+from medtune_jax.processes import everyones
 from medtune_jax.train.guard import init_guard
 from medtune_jax.train.saved.checksum import checksum
 from medtune_jax.train.saved.formats import Identity, Meta, items, make_meta, refuse_another_run, upgraded
@@ -33,6 +34,7 @@ from medtune_jax.train.state import TrainState, shardings
 
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _NOT_ITS_FAULT = (UserError, MemoryError, PermissionError, jax.errors.JaxRuntimeError)  # the checkpoint may be whole
+_WRITTEN_WITHIN = 4 * 3600  # seconds; a slow shared disk takes its time for the state of a large model
 _ATTEMPTS = 2  # what cannot be read twice is damaged; a file system may fail once
 _log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,7 +50,8 @@ class Checkpoints:
     def __init__(self, folder: Path, keep: int | None = None):
         """Keeps the newest `keep` checkpoints of `folder` (None = all); touches nothing before `restore` or `save`."""
         self.folder = folder
-        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep)
+        async_options = ocp.AsyncOptions(timeout_secs=_WRITTEN_WITHIN)
+        self._options = ocp.CheckpointManagerOptions(max_to_keep=keep, async_options=async_options)
         self._opened: ocp.CheckpointManager | None = None
         self._writes = False
 
@@ -132,7 +135,8 @@ class Checkpoints:
         """
         _remove_temporary(self.folder)
         unreadable: list[tuple[int, str]] = []
-        for step in reversed(self.steps()):
+        # The first lists for all: another may see the folder as it was a while ago.
+        for step in reversed(everyones("checkpoints", self.steps())[0]):
             try:
                 meta = self._read_meta(step)
                 refuse_another_run(meta, config, identity, self.folder / str(step))
