@@ -21,7 +21,7 @@ install() {
 }
 
 # Two processes, a file at a time: most tests use one core, and files share what is slow to make.
-two=(-n 2 --dist loadfile)
+two=(-n 2 --dist loadfile --no-loadscope-reorder)
 venv=$(realpath -m "${VENV:-.venv-test}")
 make_venv "$venv" ${PYTHON:-python3.11 python3.12 python3.13 python3}
 install "$venv"

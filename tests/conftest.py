@@ -44,3 +44,21 @@ def tpu_devices() -> Callable[..., list[Any]]:
         return list(topologies.get_topology_desc(name, platform="tpu", **options).devices)
 
     return devices
+
+
+# The files that take longest begin first, so that two processes end at about the same time (`--no-loadscope-reorder`).
+_LONGEST = (
+    *("train/test_grid.py", "train/test_processes.py", "train/test_kills.py", "test_readme.py", "train/test_best.py"),
+    *("evaluate/test_every_source.py", "train/test_resume.py", "train/test_bad_step.py", "train/test_damage.py"),
+    *("data_prep/test_mixture.py", "test_your_own_corpus.py", "test_tpu_compile.py", "train/test_lora_parity.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files in front, and keeps the order otherwise."""
+
+    def rank(item: pytest.Item) -> int:
+        name = item.path.relative_to(REPOSITORY / "tests").as_posix()
+        return _LONGEST.index(name) if name in _LONGEST else len(_LONGEST)
+
+    items.sort(key=rank)

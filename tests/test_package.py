@@ -72,6 +72,7 @@ def requirements(installed: Path) -> list[Requirement]:
 
 
 def test_what_is_imported_is_declared_and_nothing_else(installed):
+    optional = {"wandb"}  # asked for by a flag, of an extra of its own, imported where it is asked for
     declared = {canonicalize_name(need.name) for need in requirements(installed) if need.marker is None}
     owners = importlib.metadata.packages_distributions()
     imported: set[str] = set()
@@ -81,7 +82,7 @@ def test_what_is_imported_is_declared_and_nothing_else(installed):
                 imported.update(alias.name.split(".")[0] for alias in node.names)
             elif isinstance(node, ast.ImportFrom) and node.module:
                 imported.add(node.module.split(".")[0])
-    imported -= {*sys.stdlib_module_names, "medtune_jax"}
+    imported -= {*sys.stdlib_module_names, "medtune_jax", *optional}
     assert {canonicalize_name(owners[name][0]) for name in imported} == declared
 
 
@@ -90,7 +91,7 @@ def test_every_need_is_pinned(installed):
     pins = [Requirement(line) for line in lines if not line.startswith("#")]
     assert all(re.fullmatch(r"==[0-9.]+", str(pin.specifier)) for pin in pins)
     pinned = {canonicalize_name(pin.name) for pin in pins}
-    launched = ("tpu", "cuda")  # what an accelerator needs is not tested here
+    launched = ("tpu", "cuda", "wandb")  # what an accelerator or a service needs is not tested here
     for need in requirements(installed):
         if not any(f'"{extra}"' in str(need.marker) for extra in launched):
             assert canonicalize_name(need.name) in pinned, f"{need.name} is not in constraints.txt"
