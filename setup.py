@@ -13,6 +13,7 @@ INIT = (HERE / "medtune_jax" / "__init__.py").read_text(encoding="utf-8")
 REQUIRES = [
     "absl-py>=2.1",
     "datasets>=4.0",
+    "etils>=1.9",
     "flax>=0.12",
     "huggingface_hub>=0.30",
     "jax>=0.10.2",
