@@ -2,7 +2,9 @@
 
 The judgement is part of the jitted step and of the checkpointed state, so that a resumed run judges as an undisturbed
 one. What then happens is the host's: `train.bad_step`. Gradient norm and loss are both judged: a bad batch shows in the
-norm first, a model that has collapsed onto a constant answer in the loss alone.
+norm first, a model that has collapsed onto a constant answer in the loss alone. How far above is bad
+(`train.spike_factor`, 10), is our choice: a healthy run of a tiny model, 400 updates and 50 epochs from a loss of 6.2
+to 0.04, was never above 2.4 times its running mean.
 """
 
 from __future__ import annotations

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from kills import metric_lines
 from tiny_run import flags, ner_rows, settings, write_tokenizer
 
 from medtune_jax.cli.main import dispatch
@@ -106,7 +107,7 @@ def test_an_unknown_flag(refused):
     assert "workdirr" in refused("--workdirr=x")
 
 
-def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkpoint(refused, tmp_path):
+def test_a_loss_that_is_not_finite_names_step_and_rows_and_saves_the_state_without_it(refused, tmp_path):
     message = refused(
         optimizer__learning_rate=1e30,
         optimizer__schedule="constant",
@@ -114,24 +115,22 @@ def test_a_loss_that_is_not_finite_names_step_and_rows_and_keeps_the_last_checkp
         checkpoint__every_steps=1,
         evaluation__every_steps=0,
     )
-    assert message.startswith("Step 3: the loss (") and "norm of its gradient (nan) is not finite." in message
-    assert "Checkpoint 2 was saved before it." in message
-    rows = message.split("and id): ")[1].split(". Checkpoint")[0].split(", ")
+    assert message.startswith("Step 3: the loss (") and "norm of its gradient (nan) is not finite; its" in message
+    assert message.rstrip().endswith("Checkpoint 3 is on disk. It is the state without the bad update.")
+    rows = message.split("and id): ")[1].split(". Look")[0].split(", ")
     assert len(rows) > 8 and all(row == f"{row.split(' ')[0]} (s{row.split(' ')[0]})" for row in rows)
-    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["1", "2"]
-    assert [json.loads(line)["step"] for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()] == [
-        1,
-        2,
-    ]
+    assert sorted(path.name for path in (tmp_path / "run" / "checkpoints").iterdir()) == ["2", "3"]
+    assert [line["step"] for line in metric_lines(tmp_path / "run") if not line.get("skipped")] == [1, 2]
 
 
-def test_an_evaluation_loss_that_is_not_finite_saves_nothing(refused, tmp_path, monkeypatch):
+def test_an_evaluation_loss_that_is_not_finite_is_told_each_time(refused, tmp_path, monkeypatch):
     monkeypatch.setattr(
         held_out_loss, "make_eval_step", lambda *_: lambda params, frozen, batch: (np.float32("nan"), np.float32(1))
     )
-    message = refused(evaluation__every_steps=2, checkpoint__every_steps=2)
-    assert "Step 2: the loss on the held-out rows is nan: training diverged in this step" in message
-    assert not (tmp_path / "run" / "checkpoints").exists()
+    for _ in range(2):  # the second time on going on, before any update
+        message = refused(evaluation__every_steps=2, checkpoint__every_steps=2)
+        assert "Step 2: the loss on the held-out rows is nan: training diverged" in message
+        assert message.rstrip().endswith("Checkpoint 2 is on disk.")
 
 
 def test_the_wrong_tokenizer(refused, model_folder, tmp_path):
