@@ -123,8 +123,8 @@ def test_state_and_checkpoint_hold_adapters_only(model_folder, data_folder, tmp_
     assert sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim) == sorted(shapes * 2)
     numbers = sum(int(np.prod(shape)) for shape in shapes)
     params, optimizer = (bytes_of(tmp_path / "run" / "checkpoints" / "1" / name) for name in ("params", "optimizer"))
-    assert params < 4 * numbers + 20_000  # Orbax's own files; the base is 149,120 bytes
-    assert optimizer < 8 * numbers + 20_000
+    assert params < 4 * numbers + 40_000  # Orbax's own files; the base is 149,120 bytes, its moments twice that
+    assert optimizer < 8 * numbers + 40_000
     with Checkpoints(tmp_path / "run" / "checkpoints") as checkpoints:
         tree, _ = checkpoints.read_params(lambda meta: state.params)
     assert [leaf.shape for leaf in jax.tree.leaves(tree)] == shapes
