@@ -4,8 +4,7 @@
         --config.model.path=Llama-2-13b-chat-hf --config.data.path=hf://nlpie/Llama2-MedTuned-Instructions
 
 Not run: it needs accelerators that this project was not built on. Compiled: tests/test_tpu_compile.py (slow tier) has
-the TPU compiler make its step for v5e:8x8, 64 chips, 9.14 of 15.75 GiB on each (docs/memory.md; before the
-last change of the loss).
+the TPU compiler make its step for v5e:8x8, 64 chips, 9.14 of 15.75 GiB on each (docs/memory.md).
 Values without a comment are the paper's or its code's; what neither states is our assumption and says so.
 """
 
