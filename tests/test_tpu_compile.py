@@ -122,12 +122,12 @@ def test_no_device_holds_the_logits_of_its_tokens(small: Compiled) -> None:
 
 
 def test_what_a_device_holds_is_what_was_computed_for_it(small: Compiled) -> None:
-    """Within a fifth: the loss is the largest phase here, that of the paper's runs below is the layers."""
+    """Within a tenth: the loss is the largest phase here, that of the paper's runs below is the layers."""
     memory = small.step.memory_analysis()
     held = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     computed = peak(footprint(small.config, SMALL, small.mesh.shape))
     print(f"{held:,} bytes compiled, {computed:,} computed")
-    assert held == pytest.approx(computed, rel=0.2)
+    assert held == pytest.approx(computed, rel=0.1)
 
 
 def test_weights_are_gathered_a_layer_at_a_time_in_bfloat16(small: Compiled) -> None:

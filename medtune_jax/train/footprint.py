@@ -23,8 +23,8 @@ _FLOAT32 = 4
 def footprint(config: Config, model: LlamaConfig, mesh: Mapping[str, int]) -> dict[str, dict[str, int]]:
     """Returns what full fine-tuning holds on each device in each phase of a step, in bytes: phase -> name -> bytes.
 
-    The phases follow one another, so what a device needs is the largest of their sums (`peak`): "loss" (logits and
-    their gradient, layers' inputs waiting), "layers" (the backward pass through them) and "update". Exact but for the
+    The phases follow one another, so what a device needs is the largest of their sums (`peak`): "loss" (a piece of
+    logits, layers' inputs waiting), "layers" (the backward pass through them) and "update". Exact but for the
     scales of the norms: parameters, moments, gradients and their sum over micro-batches. By the shapes that the program
     names: what is kept of the layers, the largest moment of one layer (its weights in the compute dtype, their
     gradients before they are shared out, its projections and their cotangents), the head and a piece of logits. With
@@ -59,7 +59,7 @@ def footprint(config: Config, model: LlamaConfig, mesh: Mapping[str, int]) -> di
         "loss": {
             **waiting,
             "head": (wide + _FLOAT32) * head,
-            "logits": (_FLOAT32 + wide) * vocab * chunk_size(n, vocab),
+            "logits": _FLOAT32 * vocab * chunk_size(n, vocab),
             "hidden": 3 * inputs,  # at all positions, at those that bear loss, and its gradient
         },
         "layers": {
