@@ -202,7 +202,7 @@ class _Watch:
         self._stopped = threading.Event()
         self._noted = threading.Event()
         self._lock = threading.Lock()
-        self.leaving = False
+        self.leaving: Note | None = None  # set by the thread that ends this process
         self.contact = time.monotonic()  # of the last answer of the coordination service
         self.how_to_go_on: Callable[[], str] = lambda: "To go on, start all processes again."
         threading.Thread(target=self._run, name="processes", daemon=True).start()
@@ -293,18 +293,19 @@ class _Watch:
 
     def _leave(self, note: Note) -> NoReturn:
         """Says why and ends this process; the first only when the others know."""
-        with self._lock:  # never released
-            self.leaving = True
-            self._noted.set()
-            left = [index for index in range(self._count) if index not in note.lost]
-            if 0 in left:
-                try:
-                    self._client.wait_at_barrier("medtune/leave", _GRACE_MS, left)
-                except Exception as error:
-                    _log.debug("leaving alone: %s", error)
-            if self._index == left[0] or 0 in note.lost:
-                os.write(_STDERR, f"\n{self._name}: {note.text}\n".encode())
+        if not self._lock.acquire(timeout=2 * _GRACE_MS / 1000):  # another thread leaves, and waits for this one
             os._exit(note.status)
+        self.leaving = note
+        self._noted.set()
+        left = [index for index in range(self._count) if index not in note.lost]
+        if 0 in left:
+            try:
+                self._client.wait_at_barrier("medtune/leave", _GRACE_MS, left)
+            except Exception as error:
+                _log.debug("leaving alone: %s", error)
+        if self._index == left[0] or 0 in note.lost:
+            os.write(_STDERR, f"\n{self._name}: {note.text}\n".encode())
+        os._exit(note.status)
 
 
 class _Abort:
@@ -333,10 +334,12 @@ class _Abort:
                 f"not all {state.num_processes} processes came to the coordinator {state.coordinator_address} within "
                 f"{self._join_timeout} s: start all of them together, and see that they can reach it."
             )
-        elif self.watch.leaving or (
-            state.process_id and (self.watch.silent or not _answers(state.coordinator_address))
-        ):
-            self.watch.coordinator_lost()  # or waits for the thread that is leaving already
+        elif self.watch.leaving is not None:
+            os._exit(
+                self.watch.leaving.status
+            )  # the thread that leaves may wait for a lock that the aborting one holds
+        elif state.process_id and (self.watch.silent or not _answers(state.coordinator_address)):
+            self.watch.coordinator_lost()
         else:
             return
         os.write(_STDERR, f"\n{self._name}: {text}\n".encode())
