@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 import time
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -346,3 +347,19 @@ def test_rows_made_for_the_devices_are_those_of_the_whole_batch(tokenizer, axes)
     for name, array in whole.items():
         assert own[name].sharding == array.sharding
         np.testing.assert_array_equal(jax.device_get(own[name]), jax.device_get(array))
+
+
+def test_an_abort_while_another_thread_leaves_waits_for_nothing(monkeypatch):
+    """The coordinator goes when all know why: JAX then aborts, and the aborting thread may hold what the other needs."""
+
+    class Left(Exception):
+        pass
+
+    def leave(status: int):
+        raise Left(status)
+
+    monkeypatch.setattr(processes.os, "_exit", leave)
+    on_abort = object.__new__(processes._Abort)
+    on_abort.watch = SimpleNamespace(leaving=processes.Note(EXIT_USER_ERROR, "told", []))
+    with pytest.raises(Left, match=str(EXIT_USER_ERROR)):
+        on_abort._handle(signal.SIGABRT)
