@@ -350,7 +350,7 @@ def test_rows_made_for_the_devices_are_those_of_the_whole_batch(tokenizer, axes)
 
 
 def test_an_abort_while_another_thread_leaves_waits_for_nothing(monkeypatch):
-    """The coordinator goes when all know why: JAX then aborts, and the aborting thread may hold what the other needs."""
+    """The coordinator goes when all know why; JAX then aborts, and that thread may hold what the other needs."""
 
     class Left(Exception):
         pass
