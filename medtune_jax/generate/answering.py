@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
@@ -127,34 +127,27 @@ def answer_rows(
 
     Args:
       numbers: what each row is called in errors, and by which its draws are its own (default: its index).
-      only: indices of the rows to answer; None = all. (Log-likelihoods are batched as if all were, so that a value does
-        not depend on which of them are.)
+      only: indices of the rows to answer; None = all. They are batched as if all were, so that an answer is the same to
+        the last bit whichever rows were answered before.
       method, seed: of free decoding; None = greedy.
     """
     numbers = range(len(rows)) if numbers is None else numbers
-    wanted = [index for index in range(len(rows)) if only is None or index in only]
+    wanted = set(range(len(rows)) if only is None else only)
 
-    def request(index: int) -> TemplateRequest:
-        return _request(rows[index], numbers[index])
+    def of(*methods: Decode) -> tuple[list[int], set[int], OnDone]:
+        """Returns (indices of the rows answered so, positions among them that need no answer, their on_done)."""
+        found = [index for index, way in enumerate(ways) if way.method in methods]
+        skip = {at for at, index in enumerate(found) if index not in wanted}
+        return found, skip, lambda at, generation: on_done(found[at], generation)
 
-    templated = [index for index in wanted if ways[index].method == "template"]
-    if templated:
-        engine.decode_template(
-            [request(index) for index in templated],
-            template,
-            batch_size=batch_size,
-            on_done=lambda at, generation: on_done(templated[at], generation),
-        )
-    if any(ways[index].method == "loglikelihood" for index in wanted):
-        engine.loglikelihoods(
-            [request(index) for index in range(len(rows))],
-            template,
-            batch_size=batch_size,
-            skip=frozenset(range(len(rows))) - frozenset(wanted),
-            on_done=on_done,
-        )
-    free = [index for index in wanted if ways[index].free]
-    if free:
+    ways_of_known: dict[Decode, Any] = {"template": engine.decode_template, "loglikelihood": engine.loglikelihoods}
+    for name, answer in ways_of_known.items():
+        found, skip, done = of(name)
+        if len(skip) < len(found):
+            requests = [_request(rows[index], numbers[index]) for index in found]
+            answer(requests, template, batch_size=batch_size, skip=skip, on_done=done)
+    free, skip, done = of("greedy", "sample")
+    if len(skip) < len(free):
         from medtune_jax.data.encode import encode_prompt
         from medtune_jax.generate.sampling import Greedy
 
@@ -166,7 +159,8 @@ def answer_rows(
             batch_size=batch_size,
             seed=seed,
             rows=[numbers[index] for index in free],
-            on_done=lambda at, generation: on_done(free[at], generation),
+            skip=skip,
+            on_done=done,
         )
 
 

@@ -54,11 +54,12 @@ class Slots(Generic[Kind]):
         batch: int,
         *,
         chunk: int,
+        work: Any,
     ):
         self.rows: list[Kind | None] = [None] * batch
         self.cache = decode.empty_cache(config, batch, _POSITIONS, dtype)
         self._weights, self._config = weights, config
-        self._feed, self._chunk = feed, chunk
+        self._feed, self._chunk, self._work = feed, chunk, work
 
     @property
     def length(self) -> int:
@@ -102,4 +103,5 @@ class Slots(Generic[Kind]):
             lengths[index] = len(row.filled)
             tokens[index, : lengths[index]] = row.filled
             slots[index] = slot
+        self._work.prompt_tokens += int(lengths.sum())
         self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)

@@ -15,18 +15,19 @@ class Oracle:
         self.gold, self.stop_after, self.stop, self.calls = gold, None, None, []
         self.tokenizer = SimpleNamespace(bos_id=1, sha256="t", encode=lambda text: [ord(letter) for letter in text])
 
-    def _answer(self, inputs, reason, on_done, decisions=None):
-        for done, index in enumerate(reversed(range(len(inputs)))):
+    def _answer(self, inputs, reason, skip, on_done, decisions=None):
+        wanted = [index for index in reversed(range(len(inputs))) if index not in skip]
+        for done, index in enumerate(wanted):
             if done == self.stop_after:
                 self.stop()
             text = self.gold[inputs[index]]
             on_done(index, Generation((5, 6), text, reason, 3, decisions[index] if decisions else 2))
 
-    def decode_template(self, requests, template, *, batch_size, on_done):
-        self.calls.append([request.input for request in requests])
+    def decode_template(self, requests, template, *, batch_size, skip, on_done):
+        self.calls.append([request.input for index, request in enumerate(requests) if index not in skip])
         assert all(request.allowed.spans(self.gold[request.input]) is not None for request in requests)
         slots = [len(request.allowed.slots) for request in requests]
-        self._answer([request.input for request in requests], "constrained", on_done, slots)
+        self._answer([request.input for request in requests], "constrained", skip, on_done, slots)
 
     def loglikelihoods(self, requests, template, *, batch_size, skip, on_done):
         self.calls.append([index for index in range(len(requests)) if index not in skip])
@@ -38,12 +39,13 @@ class Oracle:
             values[gold] = -0.05
             on_done(index, Generation((5, 6), gold, "constrained", 1, 1, values))
 
-    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, on_done):
+    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, skip, on_done):
         texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
         inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
-        self.calls.append(list(zip(rows, max_new_tokens, strict=True)))
+        asked = enumerate(zip(rows, max_new_tokens, strict=True))
+        self.calls.append([one for index, one in asked if index not in skip])
         self.method, self.seed = method, seed
-        self._answer(inputs, "eos", on_done)
+        self._answer(inputs, "eos", skip, on_done)
 
 
 def result_bytes(folder, *names):

@@ -14,7 +14,7 @@ from medtune_jax.config import MeshConfig
 from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.data.prompts import get_template
 from medtune_jax.generate import decode
-from medtune_jax.generate import engine as engine_module
+from medtune_jax.generate import free as free_module
 from medtune_jax.generate.engine import Engine, TemplateRequest
 from medtune_jax.generate.sampling import Greedy, Sample, request_keys
 from medtune_jax.generate.slots import round_up
@@ -156,14 +156,14 @@ def test_eos_ends_a_row_and_decoding_stops_when_all_have_ended(monkeypatch: pyte
     assert third not in long.tokens[:2]
     monkeypatch.setattr(engine.tokenizer, "eos_id", third)
     calls = 0
-    steps = engine_module.decode.decode_steps
+    steps = free_module.decode.decode_steps
 
     def counted(*arguments: Any, **named: Any) -> Any:
         nonlocal calls
         calls += 1
         return steps(*arguments, **named)
 
-    monkeypatch.setattr(engine_module.decode, "decode_steps", counted)
+    monkeypatch.setattr(free_module.decode, "decode_steps", counted)
     (short,) = engine.generate([PROMPTS[1]], method=Greedy(), max_new_tokens=40)
     assert (short.tokens, short.finish_reason, short.passes) == (long.tokens[:2], "eos", 3)
     assert calls == 1
@@ -234,4 +234,4 @@ def test_bfloat16_runs_and_mostly_agrees() -> None:
     short = [a.tokens[:2] for a in one.generate(PROMPTS, method=Greedy(), max_new_tokens=2)]
     also = [a.tokens[:2] for a in half.generate(PROMPTS, method=Greedy(), max_new_tokens=2)]
     assert sum(a == b for a, b in zip(short, also, strict=True)) >= 3
-    assert {leaf.dtype for leaf in jax.tree.leaves(half._weights)} == {jax.numpy.dtype("bfloat16")}
+    assert {leaf.dtype for leaf in jax.tree.leaves(half._core.weights)} == {jax.numpy.dtype("bfloat16")}

@@ -118,14 +118,14 @@ def test_candidates_that_share_their_beginnings_share_a_pass() -> None:
     assert contexts("Treats", "Treats well", "No Relations") == {"Treats wel", "No Relation"}
     engine, _ = tiny_engine(TOKENIZER)
     answers = engine.loglikelihoods(requests(LETTERS), template)
-    assert {answer.passes for answer in answers.values()} == {1}
+    assert {answer.passes for answer in answers} == {1}
 
 
 def test_a_value_is_the_same_to_the_last_bit_whichever_rows_are_skipped() -> None:
     engine, _ = tiny_engine(TOKENIZER)
     template = get_template("alpaca")
     whole = engine.loglikelihoods(MIXED, template, batch_size=4)
-    assert sorted(whole) == list(range(len(MIXED)))
+    assert len(whole) == len(MIXED)
     for kept in ({3}, {0, 14}, set(range(0, 15, 2))):
         seen: list[int] = []
         found = engine.loglikelihoods(
@@ -135,7 +135,7 @@ def test_a_value_is_the_same_to_the_last_bit_whichever_rows_are_skipped() -> Non
             skip=set(range(len(MIXED))) - kept,
             on_done=lambda index, _, seen=seen: seen.append(index),  # type: ignore[misc]
         )
-        assert found == {index: whole[index] for index in kept}
+        assert found == [whole[index] for index in sorted(kept)]
         assert sorted(seen) == sorted(kept)
 
 
@@ -144,8 +144,7 @@ def test_eight_devices_compute_what_one_computes() -> None:
     many = Engine(params, one.config, TOKENIZER, mesh=make_mesh(MeshConfig(data=2, fsdp=2, tensor=2)))
     template = get_template("alpaca")
     sharded = many.loglikelihoods(MIXED[:5], template)
-    for index, answer in one.loglikelihoods(MIXED[:5], template).items():
-        found = sharded[index]
+    for found, answer in zip(sharded, one.loglikelihoods(MIXED[:5], template), strict=True):
         assert (found.text, found.tokens) == (answer.text, answer.tokens)
         assert found.loglikelihoods == pytest.approx(answer.loglikelihoods, abs=1e-4)
 

@@ -1,0 +1,131 @@
+"""What the drivers of decoding share: a model placed for decoding, and the count of the work that was done with it.
+
+A driver is a module with one function that answers rows in one way: free.py (token by token), templated.py (by
+template), scored.py (log-likelihoods). `Engine` (engine.py) is their front.
+
+Rows are answered in groups, which `groups` makes of all rows alone, whichever are skipped because they are answered
+already: a group in which any row is wanted is computed whole. So a run that was stopped continues in the batches of an
+undisturbed one and ends with its bytes, also where rounding depends on a row's neighbours.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from medtune_jax.data.tokenizer import Tokenizer
+from medtune_jax.generate import decode
+from medtune_jax.generate.slots import Slots, Waiting
+from medtune_jax.model.llama import LlamaConfig
+from medtune_jax.sharding import BATCH_AXES
+
+_LEAST_GROUP = 256  # rows
+_BATCHES = 8  # a group is so many times the batch: what the draining of its slots costs is a small part
+
+
+@dataclass
+class Work:
+    """What was computed, counted; sums over everything that an engine did.
+
+    Attributes:
+      passes: forward passes of a batch behind its prompts: sequential steps, the unit of decoding time.
+      slot_passes: passes x slots; busy_slot_passes: of these, the slots in which a row made use of the pass.
+      prompt_tokens: of prompts, computed; shared_tokens: of prompts, taken from a prefix that was computed before.
+      drafted, accepted: of speculative decoding: tokens proposed, and those of them that greedy would have written.
+    """
+
+    passes: int = 0
+    slot_passes: int = 0
+    busy_slot_passes: int = 0
+    prompt_tokens: int = 0
+    shared_tokens: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def slot_use(self) -> float:
+        """The share of slots that did useful work, 0..1."""
+        return self.busy_slot_passes / max(1, self.slot_passes)
+
+
+@dataclass(frozen=True, eq=False)
+class Core:
+    """A model placed for decoding.
+
+    Attributes:
+      weights: cast, and placed on `mesh`; None = one device.
+      dtype: of weights, activations and cache.
+      work: counts what is done.
+    """
+
+    weights: decode.Weights
+    config: LlamaConfig
+    tokenizer: Tokenizer
+    mesh: Mesh | None
+    dtype: Any
+    work: Work = field(default_factory=Work)
+
+    @property
+    def ways(self) -> int:
+        """Devices among which slots are shared out."""
+        return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
+
+    def slots(self, rows: Sequence[Any], batch_size: int, *, of: int | None = None) -> Slots[Any]:
+        """Returns a batch through which these rows will pass, in their order; of: rows in all, where it is one batch of
+        several that should have one size."""
+        batch, chunk = self.batch(of or len(rows), batch_size)
+        return Slots(self.weights, self.config, self.dtype, iter(rows), batch, chunk=chunk, work=self.work)
+
+    def batch(self, rows: int, batch_size: int) -> tuple[int, int]:
+        """Returns (slots, how many of them are prefilled together)."""
+        batch = min(batch_size, 1 << max(0, rows - 1).bit_length())
+        chunk = max(1, batch // 4 // self.ways) * self.ways
+        return -(-batch // chunk) * chunk, chunk
+
+    def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
+        """Returns what `tokens` add to the prompt's text (alone, they would lose a leading space)."""
+        before = self.tokenizer.decode(prompt)
+        whole = self.tokenizer.decode([*prompt, *tokens])
+        return whole[len(before) :] if whole.startswith(before) else self.tokenizer.decode(tokens)
+
+    @contextlib.contextmanager
+    def context(self) -> Iterator[None]:
+        """Within it, jitted functions run over the mesh and in the precision that `dtype` means."""
+        with contextlib.ExitStack() as stack:
+            if self.mesh is not None:
+                stack.enter_context(jax.set_mesh(self.mesh))
+            if self.dtype == jnp.float32:
+                stack.enter_context(jax.default_matmul_precision("highest"))
+            yield
+
+
+class Indexed(Waiting, Protocol):
+    """A row that knows its index among all that were asked."""
+
+    @property
+    def index(self) -> int: ...
+
+
+Kind = TypeVar("Kind", bound=Indexed)
+
+
+def groups(rows: Sequence[Kind], batch_size: int, skip: Collection[int]) -> Iterator[list[Kind]]:
+    """Yields the rows in groups, longest first; groups of which every row is skipped are left out.
+
+    Args:
+      rows: all that fit, skipped ones included.
+      skip: indices of rows that need no answer.
+    """
+    ordered = sorted(rows, key=lambda row: -row.need)
+    size = max(_LEAST_GROUP, _BATCHES * batch_size)
+    for start in range(0, len(ordered), size):
+        group = ordered[start : start + size]
+        if not all(row.index in skip for row in group):
+            yield group

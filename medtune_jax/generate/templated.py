@@ -1,0 +1,108 @@
+"""Template decoding, the driver: passes over the drafts of a batch until none changes (see template.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from medtune_jax.data.prompts import Template
+from medtune_jax.generate import decode
+from medtune_jax.generate.core import Core
+from medtune_jax.generate.planning import Planner
+from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
+from medtune_jax.generate.slots import Slots, round_up
+from medtune_jax.generate.template import Row, TemplateRequest
+
+PLANNED = 256  # rows planned and sorted by true length at a time: the group of core.py
+
+
+@dataclass(frozen=True, eq=False)
+class _Templated:
+    """A row under template decoding."""
+
+    index: int
+    request: TemplateRequest
+    row: Row
+
+    @property
+    def filled(self) -> Sequence[int]:
+        return self.row.prompt[:-1]
+
+    @property
+    def need(self) -> int:
+        return self.row.longest
+
+    def answer(self) -> Generation:
+        options, tokens = self.row.options, tuple(self.row.tokens[:-1])
+        text, decisions = self.request.allowed.text(options), sum(option != "" for option in options)
+        return Generation(tokens, text, "constrained", self.row.passes, decisions)
+
+
+def planned(
+    core: Core, requests: Sequence[TemplateRequest], template: Template, skip: Collection[int] = ()
+) -> Iterator[list[tuple[int, Row]]]:
+    """Yields the planned rows with their indices in groups, about longest first; groups of which every row is skipped
+    are left out."""
+    planner = Planner(core.tokenizer, template)
+    size = [len(template.prompt(r.instruction, r.input)) + len(r.input) for r in requests]
+    order = sorted(range(len(requests)), key=lambda index: -size[index])
+    for start in range(0, len(order), PLANNED):
+        group = order[start : start + PLANNED]
+        if not all(index in skip for index in group):
+            yield [(index, planner.plan(requests[index])) for index in group]
+
+
+def decode_template(
+    core: Core,
+    requests: Sequence[TemplateRequest],
+    template: Template,
+    batch_size: int,
+    skip: Collection[int],
+    results: Results,
+) -> None:
+    """Answers requests by template (`Engine.decode_template`)."""
+    batch_size = min(batch_size, decode.most_drafts() or batch_size)
+    for found in planned(core, requests, template, skip):
+        group = sorted((_Templated(index, requests[index], row) for index, row in found), key=lambda one: -one.need)
+        fitting = [one for one in group if one.need <= core.config.max_positions]
+        for one in group[: len(group) - len(fitting)]:
+            results.add(one.index, PROMPT_TOO_LONG)
+        if fitting:
+            _decode(core, fitting, batch_size, results)
+
+
+def _decode(core: Core, group: Sequence[_Templated], batch_size: int, results: Results) -> None:
+    slots = core.slots(group, batch_size)
+    while slots.admit():
+        for slot, one in _improve(core, slots):
+            results.add(one.index, one.answer())
+            slots.free(slot)
+
+
+def _improve(core: Core, slots: Slots[_Templated]) -> list[tuple[int, _Templated]]:
+    """Runs one pass over every slot's draft; returns (slot, row) of those that are final."""
+    active = slots.active()
+    texts = [one.row.tokens for _, one in active]
+    decisions = [one.row.decisions() for _, one in active]
+    allowed = sorted({token for row in decisions for _, children in row for token in children})
+    batch = len(slots.rows)
+    tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 64)), np.int32)
+    where_BM = np.zeros((batch, round_up(max(map(len, decisions)), 64)), np.int32)
+    columns_U = np.zeros(round_up(len(allowed), 8), np.int32)
+    columns_U[: len(allowed)] = allowed
+    start_B = np.zeros(batch, np.int32)
+    for (slot, one), text, row in zip(active, texts, decisions, strict=True):
+        tokens_BN[slot, : len(text)] = [one.row.prompt[-1], *text[:-1]]
+        where_BM[slot, : len(row)] = [at for at, _ in row]
+        start_B[slot] = len(one.row.prompt) - 1
+    slots.cache, logits = decode.draft_logits(
+        core.weights, slots.cache, tokens_BN, start_B, where_BM, columns_U, config=core.config
+    )
+    core.work.passes += 1
+    core.work.slot_passes += batch
+    core.work.busy_slot_passes += len(active)
+    logits_BMU = np.asarray(logits)
+    column = {token: index for index, token in enumerate(allowed)}
+    return [(slot, one) for slot, one in active if one.row.improve(logits_BMU[slot], column)]
