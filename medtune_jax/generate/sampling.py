@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +59,41 @@ class Sample:
         inside_Bk = (before_Bk < self.top_p).at[:, 0].set(True)
         drawn_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(inside_Bk, sorted_Bk, -jnp.inf))
         return jnp.take_along_axis(tokens_Bk, drawn_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+
+@dataclass(frozen=True)
+class Beam:
+    """Beam search as transformers does it: the best texts of those that `num_beams` parallel lines of writing come to.
+
+    A text's score is the sum of its tokens' log-probabilities over (its tokens, EOS included) ** length_penalty; the
+    prompt counts for neither.
+
+    Attributes:
+      num_beams: unfinished texts kept; 1 = greedy.
+      length_penalty: above 0 favours longer texts, below 0 shorter ones.
+      early_stopping: when a row ends that has `num_beams` finished texts. True: at once. False: when the best
+        unfinished one, scored at the length it has now, is below the worst of them. "never": when it would be so at
+        any length up to the row's limit (where length_penalty is above 0; else as False).
+      n_best: texts answered, of `num_beams` at most.
+
+    Raises:
+      UserError: a value out of range.
+    """
+
+    num_beams: int = 4
+    length_penalty: float = 1.0
+    early_stopping: bool | Literal["never"] = False
+    n_best: int = 1
+
+    def __post_init__(self) -> None:
+        if self.num_beams < 1:
+            raise UserError(f"num_beams {self.num_beams} is below 1; 1 is greedy decoding, 4 is usual.")
+        if not math.isfinite(self.length_penalty):
+            raise UserError(f"length_penalty {self.length_penalty} is not a finite number; 1 scores by the mean.")
+        if self.early_stopping not in (False, True, "never"):
+            raise UserError(f"early_stopping {self.early_stopping!r} is not False, True or 'never'.")
+        if not 1 <= self.n_best <= self.num_beams:
+            raise UserError(f"n_best {self.n_best} is not in 1..{self.num_beams}, the texts that num_beams ends with.")
 
 
 Method = Greedy | Sample
