@@ -17,6 +17,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from medtune_jax.config import LoraConfig
+from medtune_jax.generate.cache import Cache, Stored, copy_in, copy_out, fill, write
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.model.attention import attention as attend_segments
 from medtune_jax.model.attention import cached_attention
@@ -50,17 +51,6 @@ class Weights(NamedTuple):
     layers: tuple[Params, ...]
     norm: jax.Array
     head: jax.Array
-
-
-class Cache(NamedTuple):
-    """Keys and values, one [B, K, T, E] per layer: the batched products of attention read it without a transpose."""
-
-    k: tuple[jax.Array, ...]
-    v: tuple[jax.Array, ...]
-
-    @property
-    def length(self) -> int:
-        return int(self.k[0].shape[2])
 
 
 def decoding_mesh(mesh: Mesh, config: LlamaConfig) -> Mesh:
@@ -126,23 +116,6 @@ def _unstack(
     return Weights(embedding.astype(dtype), layers, norm.astype(dtype), head(params, config).astype(dtype))
 
 
-@partial(jax.jit, static_argnames=("config", "batch", "length", "dtype"))
-def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> Cache:
-    """Returns a cache of `batch` slots with `length` positions each."""
-    if jax.default_backend() == "cpu":
-        dtype = jnp.float32  # XLA:CPU scatters into bfloat16 by converting the whole array there and back
-    shape = (batch, config.num_kv_heads, length, config.head_dim)
-    blank = [_shard(jnp.zeros(shape, dtype)) for _ in range(2 * config.num_layers)]
-    return Cache(tuple(blank[: config.num_layers]), tuple(blank[config.num_layers :]))
-
-
-@partial(jax.jit, static_argnames=("length",))
-def resize(cache: Cache, length: int) -> Cache:
-    """Returns the cache cut or lengthened to `length` positions."""
-    extra = max(0, length - cache.length)
-    return jax.tree.map(lambda x: _shard(jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), (0, 0)))), cache)
-
-
 def most_drafts() -> int | None:
     """Returns how many drafts one pass should hold at most; None = no such limit.
 
@@ -169,9 +142,9 @@ def prefill(
     x_RSD, rope = _embed(weights, tokens_RS, np.zeros_like(lengths_R), config=config)
     lengths, slots = jnp.asarray(lengths_R), jnp.asarray(slots_R)
 
-    def run(layer_weights: Params, x: jax.Array, k_BKTE: jax.Array, v_BKTE: jax.Array) -> tuple[jax.Array, ...]:
+    def run(layer_weights: Params, x: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
         x, k_RSKE, v_RSKE = _prefill_layer(layer_weights, x, rope=rope, lengths_R=lengths, config=config)
-        return x, _fill(k_BKTE, k_RSKE, slots), _fill(v_BKTE, v_RSKE, slots)
+        return x, fill(keys, k_RSKE, slots), fill(values, v_RSKE, slots)
 
     return _through(weights, x_RSD, cache, run)[1]
 
@@ -247,10 +220,18 @@ def draft_logits(
     Returns:
       (cache, float32 logits [B, M, U]).
     """
+    cache, x_BND = draft_hidden(weights, cache, tokens_BN, start_B, config=config)
+    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config, normalised=normalised)
+
+
+def draft_hidden(
+    weights: Weights, cache: Cache, tokens_BN: np.ndarray, start_B: np.ndarray, *, config: LlamaConfig
+) -> tuple[Cache, jax.Array]:
+    """One pass over drafted continuations, arguments as of `draft_logits`: (cache, last layer's output [B, N, D])."""
     x_BND, rope = _embed(weights, tokens_BN, start_B, config=config)
     run = partial(_draft_layer, rope=rope, start_B=jnp.asarray(start_B), config=config)
     x_BND, cache = _through(weights, x_BND, cache, run)
-    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config, normalised=normalised)
+    return cache, x_BND
 
 
 # Prefill and draft run layer by layer from the host: one layer is compiled instead of all, and a layer over a whole
@@ -277,13 +258,6 @@ def _prefill_layer(
 
     x_RSD, (k_RSKE, v_RSKE) = layer(x_RSD, layer_weights, config, rope, attend)
     return x_RSD, k_RSKE, v_RSKE
-
-
-@partial(jax.jit, donate_argnames=("full_BKTE",))
-def _fill(full_BKTE: jax.Array, new_RSKE: jax.Array, slots_R: jax.Array) -> jax.Array:
-    """Returns the cache with new keys or values at the first positions of some slots."""
-    new_RKSE = jnp.swapaxes(new_RSKE, 1, 2).astype(full_BKTE.dtype)
-    return _shard(full_BKTE.at[slots_R, :, : new_RKSE.shape[2]].set(new_RKSE))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "k_BKTE", "v_BKTE"))
@@ -372,8 +346,3 @@ def _project(hidden_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
         # XLA:CPU has a bfloat16 product for 8 rows and more; for fewer it converts the whole head to float32 each time.
         hidden_BD = jnp.pad(hidden_BD, ((0, max(0, 8 - rows)), (0, 0)))
     return jnp.matmul(hidden_BD, head_DV, preferred_element_type=jnp.float32)[:rows]
-
-
-def _shard(x_BKTE: jax.Array) -> jax.Array:
-    """Under a mesh: slots over the batch axes, key-value heads over `tensor`, each where it divides."""
-    return constrain(x_BKTE, "batch", "kv_heads", None, None)

@@ -8,15 +8,16 @@ compilation each. The ways of answering are modules of their own; core.py names 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
-from medtune_jax.generate import decode, free, scored, templated
+from medtune_jax.generate import decode, free, scored, speculative, templated
 from medtune_jax.generate.core import Core, Work
+from medtune_jax.generate.drafts import TemplateDrafts
 from medtune_jax.generate.results import Generation, OnDone, Results
 from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.template import TemplateRequest
@@ -65,6 +66,7 @@ class Engine:
         batch_size: int = 32,
         seed: int = 0,
         rows: Sequence[int] | None = None,
+        draft: Literal["prompt"] | TemplateDrafts | None = None,
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
         progress: str | None = None,
@@ -76,6 +78,8 @@ class Engine:
           max_new_tokens: tokens allowed, EOS included; one number or one per prompt.
           batch_size: slots decoded together.
           seed, rows: a prompt's randomness depends on seed and its number in `rows` (default: its index) alone.
+          draft: write greedy's text in fewer passes by verifying drafts (generate/speculative.py): what stood behind
+            the same tokens before ("prompt"), or the rows' templates.
           skip: indices of prompts that need no answer. Which rows share a batch does not depend on it (core.py), so
             that an answer is the same to the last bit whichever rows are skipped.
           on_done: called as (index, generation) when a row is finished, in any order.
@@ -85,13 +89,19 @@ class Engine:
           one Generation per prompt that is not skipped, in order.
 
         Raises:
-          UserError: the model's logits are not finite.
+          UserError: the model's logits are not finite; a draft for another method than plain greedy.
         """
+        if draft is not None:
+            speculative.check(method)
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         results = Results(len(prompts), skip, on_done, progress)
         with self._core.context(), results:
             waiting = free.fitting(self._core, prompts, limits, range(len(prompts)) if rows is None else rows, results)
-            free.generate(self._core, waiting, method, batch_size, seed, skip, results)
+            if draft is not None:
+                drafts = None if draft == "prompt" else draft
+                speculative.generate(self._core, waiting, drafts, batch_size, skip, results)
+            else:
+                free.generate(self._core, waiting, method, batch_size, seed, skip, results)
         return results.finished()
 
     def decode_template(

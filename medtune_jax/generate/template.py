@@ -25,6 +25,7 @@ from functools import cached_property
 
 import numpy as np
 
+from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
 from medtune_jax.tasks.base import Allowed
 
@@ -41,12 +42,18 @@ class TemplateRequest:
     Attributes:
       instruction, input: the row's; allowed: its task's `allowed(input)`.
       name: of the row, for errors.
+      preface: what stands before the row's prompt: demonstrations.
     """
 
     instruction: str
     input: str
     allowed: Allowed
     name: str = "a row"
+    preface: str = ""
+
+    def prompt(self, template: Template) -> str:
+        """Returns all that the model is given."""
+        return self.preface + template.prompt(self.instruction, self.input)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +126,7 @@ class Row:
         previous: str | None = None
         for piece in self.pieces:
             self.draft.append(piece.permitted(previous)[0])
-            previous = _last(piece.options[self.draft[-1]], previous)
+            previous = last_option(piece.options[self.draft[-1]], previous)
 
     @property
     def tokens(self) -> list[int]:
@@ -179,7 +186,7 @@ class Row:
                 depth += 1
             draft.append(alive[0])
             changed |= alive[0] != drafted
-            previous = _last(piece.options[alive[0]], previous)
+            previous = last_option(piece.options[alive[0]], previous)
         self.draft = draft
         return final
 
@@ -191,13 +198,14 @@ def longest_output(pieces: Sequence[Piece]) -> int:
         longer: dict[str | None, int] = {}
         for previous, length in longest.items():
             for index in piece.permitted(previous):
-                last = _last(piece.options[index], previous)
+                last = last_option(piece.options[index], previous)
                 longer[last] = max(longer.get(last, 0), length + len(piece.tokens[index]))
         longest = longer
     return max(longest.values())
 
 
-def _last(combination: tuple[str, ...], previous: str | None) -> str | None:
+def last_option(combination: tuple[str, ...], previous: str | None) -> str | None:
+    """Returns the last option of a way that ends in a piece's `combination`; previous: of the way before it."""
     return combination[-1] if combination else previous
 
 

@@ -1,0 +1,166 @@
+"""What greedy is likely to write next, host side: the drafts that exact speculation verifies (speculative.py).
+
+A draft costs nothing but the width of a pass, so it may be wrong at any place; what is written does not depend on it.
+Two sources of drafts:
+
+- The row's template. Drafted is the allowed output that begins with all that was written; where it forks further on,
+  the option that the model chose there behind the last draft, else the first (template.py improves its drafts alike).
+- Look-up: what followed the last few tokens where they stood before, in prompt and answer (prompt look-up decoding,
+  Saxena 2023). Where a text has left its template, first in what the template still had to say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from medtune_jax.data.prompts import Template
+from medtune_jax.generate.template import Piece, Row, TemplateRequest, common_prefix, last_option
+
+_NGRAMS = (3, 2, 1)  # tokens that must have stood before, longest first
+_LOOKED_UP = 15  # tokens of a look-up at first: with the token before them a pass of 16
+
+
+@dataclass(frozen=True)
+class TemplateDrafts:
+    """Rows whose outputs are known up to a few decisions, as drafts of free decoding.
+
+    Attributes:
+      template: of their prompts.
+      requests: one per prompt, in order; None where the output may be any text: its drafts are looked up.
+    """
+
+    template: Template
+    requests: Sequence[TemplateRequest | None]
+
+
+@dataclass
+class Lookup:
+    """Where the last few tokens of a growing text stood before, and what followed.
+
+    Attributes:
+      text: of these tokens; ends: of each of its n-grams but the one at its end, where the latest such ends.
+    """
+
+    text: list[int] = field(default_factory=list)
+    ends: dict[tuple[int, ...], int] = field(default_factory=dict)
+
+    def extend(self, tokens: Sequence[int]) -> None:
+        for token in tokens:
+            end = len(self.text)
+            for size in _NGRAMS:
+                if size <= end:
+                    self.ends[tuple(self.text[end - size :])] = end
+            self.text.append(token)
+
+    def following(self, most: int) -> list[int]:
+        """Returns up to `most` tokens that stood behind the longest of the text's last n-grams; [] where none did."""
+        for size in _NGRAMS:
+            end = self.ends.get(tuple(self.text[-size:]))
+            if end is not None and size <= len(self.text):
+                return self.text[end : end + most]
+        return []
+
+
+@dataclass
+class _Pass:
+    """The last pass over a template's text.
+
+    Attributes:
+      drafted: per piece, the combination and the place of its first token in the output; tokens: of all pieces.
+      greedy: place -> the token that greedy would write behind all that was drafted before it.
+    """
+
+    drafted: list[tuple[int, int]] = field(default_factory=list)
+    tokens: list[int] = field(default_factory=list)
+    greedy: dict[int, int] = field(default_factory=dict)
+
+
+class Guess:
+    """Drafts of one row.
+
+    Args:
+      prompt: its tokens, BOS first.
+      row: the row as template.py would decode it; None = look-up only.
+    """
+
+    def __init__(self, prompt: Sequence[int], row: Row | None):
+        self._lookup = Lookup()
+        self._lookup.extend(prompt)
+        self._most = _LOOKED_UP
+        follows = row is not None and row.prompt == list(prompt[: len(row.prompt)])
+        self._row = row if follows else None
+        # Of the output, as the template counts it: what the prompt's last tokens may already hold of it.
+        self._written: list[int] = list(prompt[len(row.prompt) :]) if row is not None and follows else []
+        self._last = _Pass()
+        self._left: list[int] = []  # what the template still had to say when it was left
+
+    def draft(self, most: int) -> list[int]:
+        """Returns up to `most` tokens that greedy may write next, without EOS."""
+        if self._row is not None:
+            drafted = _walk(self._row.pieces, self._written, self._last)
+            if drafted is not None:
+                pairs = zip(self._row.pieces, drafted, strict=True)
+                self._last.drafted = drafted
+                self._last.tokens = [token for piece, (chosen, _) in pairs for token in piece.tokens[chosen]]
+                # EOS ends the text: behind it nothing is to be predicted.
+                return self._last.tokens[len(self._written) : -1][:most]
+            self._left = self._last.tokens[common_prefix(self._last.tokens, self._written) : -1]
+            self._row = None
+        most = min(most, self._most)
+        return self._rejoin(most) or self._lookup.following(most)
+
+    def learn(self, draft: Sequence[int], greedy: Sequence[int], new: Sequence[int]) -> None:
+        """Takes in what a pass over a draft showed.
+
+        Args:
+          greedy: greedy's choice behind each beginning of the draft, from the empty one to the whole.
+          new: the tokens that were written, of which all but the last were drafted.
+        """
+        begin = len(self._written)
+        self._last.greedy = {begin + i: token for i, token in enumerate(greedy)}
+        self._most = 2 * self._most + 1 if len(new) > len(draft) > 0 else _LOOKED_UP
+        self._written += new
+        self._lookup.extend(new)
+
+    def _rejoin(self, most: int) -> list[int]:
+        """Looks the last tokens up in what the template had to say, earliest place first, and goes on behind it."""
+        for size in _NGRAMS:
+            found = tuple(self._written[-size:])
+            for end in range(size, len(self._left)):
+                if tuple(self._left[end - size : end]) == found:
+                    del self._left[: end - size]
+                    return self._left[size : size + most]
+        return []
+
+
+def _walk(pieces: Sequence[Piece], written: Sequence[int], last: _Pass) -> list[tuple[int, int]] | None:
+    """Returns (combination, place of its first token) of each piece of the likeliest allowed output that begins with
+    `written`; None where none does."""
+    way: list[tuple[int, int]] = []
+    at = 0
+    previous: str | None = None
+    for index, piece in enumerate(pieces):
+        drafted, start = last.drafted[index] if last.drafted else (None, 0)
+        alive = piece.permitted(previous)
+        depth = 0
+        # Of several combinations that may stand here none begins another: each has a token at this depth.
+        while len(alive) > 1 or depth < len(piece.tokens[alive[0]]):
+            if at + depth < len(written):
+                token: int | None = written[at + depth]
+            elif len(alive) == 1:
+                break
+            else:
+                children = [piece.tokens[one][depth] for one in alive]
+                token = children[0]
+                if drafted is not None and piece.tokens[drafted][:depth] == piece.tokens[alive[0]][:depth]:
+                    guesses = (last.greedy.get(start + depth), *piece.tokens[drafted][depth : depth + 1])
+                    token = next((guess for guess in guesses if guess in children), token)
+            alive = tuple(one for one in alive if piece.tokens[one][depth] == token)
+            if not alive:
+                return None
+            depth += 1
+        way.append((alive[0], at))
+        at += len(piece.tokens[alive[0]])
+        previous = last_option(piece.options[alive[0]], previous)
+    return way

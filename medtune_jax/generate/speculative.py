@@ -1,0 +1,163 @@
+"""Exact speculation, the driver: greedy's own text in fewer passes.
+
+One pass over a drafted continuation gives the model's scores behind every beginning of it. As long as the draft's next
+token is the one that greedy chooses, it is accepted; greedy's choice behind the last accepted token is written too, so
+that every pass writes at least one token (Leviathan, Kalman and Matias 2023, with the target's argmax and a draft that
+no model made). What is written is therefore what greedy writes, whatever was drafted.
+
+That holds for equal scores. A pass over many tokens may round otherwise than passes over one: in float32 the difference
+is about 1e-6 of a logit and shows only where two tokens tie to that; in bfloat16 it is about 1e-2, and one text in many
+does differ.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from medtune_jax.errors import UserError
+from medtune_jax.generate import decode
+from medtune_jax.generate.core import Core, groups
+from medtune_jax.generate.drafts import Guess, TemplateDrafts
+from medtune_jax.generate.free import Prompt
+from medtune_jax.generate.planning import Planner
+from medtune_jax.generate.results import FinishReason, Generation, Results
+from medtune_jax.generate.sampling import Greedy, Method, first_maximum
+from medtune_jax.generate.slots import Slots, round_up
+from medtune_jax.generate.template import NOT_FINITE
+from medtune_jax.model.llama import LlamaConfig, mask_padding, rms_norm
+from medtune_jax.sharding import constrain
+
+_WIDTH = 16  # a pass is a multiple of so many tokens wide
+_LOGITS = 512  # positions whose logits [V] are held at a time
+
+
+@dataclass(eq=False)
+class _Speculated:
+    """A prompt under speculation."""
+
+    row: Prompt
+    guess: Guess
+    passes: int = 0
+    drafted: int = 0
+    accepted: int = 0
+
+    @property
+    def filled(self) -> Sequence[int]:
+        return self.row.filled
+
+    @property
+    def need(self) -> int:
+        return self.row.need
+
+    def write(self, draft: Sequence[int], greedy: Sequence[int], eos_id: int) -> bool:
+        """Writes what a pass showed; returns whether the text has ended.
+
+        Args:
+          greedy: greedy's choice behind each beginning of the draft, from the empty one to the whole.
+
+        Raises:
+          UserError: the model's logits are not finite.
+        """
+        agreed = next((i for i, (a, b) in enumerate(zip(draft, greedy, strict=False)) if a != b), len(draft))
+        new = list(greedy[: agreed + 1])
+        if decode.NOT_A_TOKEN in new:
+            raise UserError(NOT_FINITE)
+        if eos_id in new:
+            new = new[: new.index(eos_id) + 1]
+        self.passes += 1
+        self.drafted += len(draft)
+        self.accepted += min(agreed, len(new))
+        self.row.chosen += new
+        self.guess.learn(draft, greedy, new)
+        return new[-1] == eos_id or len(self.row.chosen) == self.row.limit
+
+    def answer(self, core: Core) -> Generation:
+        ended = self.row.chosen[-1] == core.tokenizer.eos_id
+        tokens = tuple(self.row.chosen[:-1] if ended else self.row.chosen)
+        text = core.continuation(self.row.prompt, tokens)
+        reason: FinishReason = "eos" if ended else "length"
+        return Generation(tokens, text, reason, self.passes, len(tokens), drafted=self.drafted, accepted=self.accepted)
+
+
+def check(method: Method) -> None:
+    """Raises UserError where a method has no drafts: only what is greedy can be foreseen."""
+    if method != Greedy():
+        raise UserError(f"Drafts serve greedy decoding, not {method}: leave --draft out, or use --decode=greedy.")
+
+
+def generate(
+    core: Core,
+    rows: Sequence[Prompt],
+    drafts: TemplateDrafts | None,
+    batch_size: int,
+    skip: Collection[int],
+    results: Results,
+) -> None:
+    """Answers prompts with greedy's text (`Engine.generate`); drafts: None = look-up only."""
+    planner = None if drafts is None else Planner(core.tokenizer, drafts.template)
+    batch_size = min(batch_size, decode.most_drafts() or batch_size)
+    for group in groups(rows, batch_size, skip):
+        guessed = []
+        for row in group:
+            request = None if drafts is None else drafts.requests[row.index]
+            plan = None if planner is None or request is None else planner.plan(request)
+            guessed.append(_Speculated(row, Guess(row.prompt, plan)))
+        slots = core.slots(guessed, batch_size)
+        while slots.admit():
+            for slot, one in _pass(core, slots):
+                results.add(one.row.index, one.answer(core))
+                slots.free(slot)
+
+
+def _pass(core: Core, slots: Slots[_Speculated]) -> list[tuple[int, _Speculated]]:
+    """Verifies a draft in every slot; returns (slot, row) of the texts that have ended."""
+    active = slots.active()
+    batch = len(slots.rows)
+    # The pass gives one token more than it is given.
+    drafts = [one.guess.draft(one.row.limit - len(one.row.chosen) - 1) for _, one in active]
+    tokens_BN = np.zeros((batch, round_up(1 + max(map(len, drafts)), _WIDTH)), np.int32)
+    start_B = np.zeros(batch, np.int32)
+    for (slot, one), draft in zip(active, drafts, strict=True):
+        written = one.row.chosen[-1:] or one.row.prompt[-1:]
+        tokens_BN[slot, : 1 + len(draft)] = [*written, *draft]
+        start_B[slot] = len(one.row.prompt) + len(one.row.chosen) - 1
+    slots.cache, x_BND = decode.draft_hidden(core.weights, slots.cache, tokens_BN, start_B, config=core.config)
+    greedy_BN = np.asarray(_choices(core.weights, x_BND, config=core.config))
+    ended = []
+    for (slot, one), draft in zip(active, drafts, strict=True):
+        before = one.accepted
+        if one.write(draft, greedy_BN[slot, : 1 + len(draft)].tolist(), core.tokenizer.eos_id):
+            ended.append((slot, one))
+        core.work.drafted += len(draft)
+        core.work.accepted += one.accepted - before
+    core.work.passes += 1
+    core.work.slot_passes += batch
+    core.work.busy_slot_passes += len(active)
+    return ended
+
+
+@partial(jax.jit, static_argnames=("config",))
+def _choices(weights: decode.Weights, x_BND: jax.Array, *, config: LlamaConfig) -> jax.Array:
+    """Returns greedy's token behind every position, int32 [B, N]; NOT_A_TOKEN where the logits are not finite.
+
+    The logits of a few positions are held at a time, never [B, N, V].
+    """
+    batch, width, size = x_BND.shape
+    block = math.gcd(width, max(1, _LOGITS // batch))
+    blocks_nBsD = jnp.swapaxes(x_BND.reshape(batch, width // block, block, size), 0, 1)
+
+    def choose(x_BsD: jax.Array) -> jax.Array:
+        hidden_BsD = rms_norm(x_BsD, weights.norm, config.rms_norm_eps)
+        logits_BsV = mask_padding(jnp.matmul(hidden_BsD, weights.head, preferred_element_type=jnp.float32), config)
+        finite_Bs = jnp.isfinite(jnp.max(logits_BsV, axis=-1))
+        return jnp.where(finite_Bs, first_maximum(logits_BsV), decode.NOT_A_TOKEN)
+
+    chosen_nBs = jax.lax.map(choose, blocks_nBsD)
+    return constrain(jnp.swapaxes(chosen_nBs, 0, 1).reshape(batch, width), None, None)  # each process reads it whole
