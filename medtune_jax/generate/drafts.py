@@ -14,24 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medtune_jax.data.prompts import Template
-from medtune_jax.generate.template import Piece, Row, TemplateRequest, common_prefix, last_option
+from medtune_jax.generate.template import Piece, Row, common_prefix, last_option
 
 _NGRAMS = (3, 2, 1)  # tokens that must have stood before, longest first
 _LOOKED_UP = 15  # tokens of a look-up at first: with the token before them a pass of 16
-
-
-@dataclass(frozen=True)
-class TemplateDrafts:
-    """Rows whose outputs are known up to a few decisions, as drafts of free decoding.
-
-    Attributes:
-      template: of their prompts.
-      requests: one per prompt, in order; None where the output may be any text: its drafts are looked up.
-    """
-
-    template: Template
-    requests: Sequence[TemplateRequest | None]
 
 
 @dataclass

@@ -13,13 +13,14 @@ from typing import Any, Literal
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from medtune_jax.data.encode import encode_prompt
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
-from medtune_jax.generate import decode, free, scored, speculative, templated
+from medtune_jax.generate import beams, decode, free, scored, speculative, templated
 from medtune_jax.generate.core import Core, Work
-from medtune_jax.generate.drafts import TemplateDrafts
+from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import Generation, OnDone, Results
-from medtune_jax.generate.sampling import Method
+from medtune_jax.generate.sampling import Beam, Method
 from medtune_jax.generate.template import TemplateRequest
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.model.lora import LoraAdapter
@@ -61,12 +62,12 @@ class Engine:
         self,
         prompts: Sequence[Sequence[int]],
         *,
-        method: Method,
+        method: Method | Beam,
         max_new_tokens: int | Sequence[int],
         batch_size: int = 32,
         seed: int = 0,
         rows: Sequence[int] | None = None,
-        draft: Literal["prompt"] | TemplateDrafts | None = None,
+        draft: Literal["prompt"] | None = None,
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
         progress: str | None = None,
@@ -78,8 +79,8 @@ class Engine:
           max_new_tokens: tokens allowed, EOS included; one number or one per prompt.
           batch_size: slots decoded together.
           seed, rows: a prompt's randomness depends on seed and its number in `rows` (default: its index) alone.
-          draft: write greedy's text in fewer passes by verifying drafts (generate/speculative.py): what stood behind
-            the same tokens before ("prompt"), or the rows' templates.
+          draft: "prompt" = write greedy's text in fewer passes, by verifying what stood behind the same tokens before
+            (generate/speculative.py).
           skip: indices of prompts that need no answer. Which rows share a batch does not depend on it (core.py), so
             that an answer is the same to the last bit whichever rows are skipped.
           on_done: called as (index, generation) when a row is finished, in any order.
@@ -98,10 +99,37 @@ class Engine:
         with self._core.context(), results:
             waiting = free.fitting(self._core, prompts, limits, range(len(prompts)) if rows is None else rows, results)
             if draft is not None:
-                drafts = None if draft == "prompt" else draft
-                speculative.generate(self._core, waiting, drafts, batch_size, skip, results)
+                speculative.generate(self._core, waiting, batch_size, skip, results)
+            elif isinstance(method, Beam):
+                beams.search(self._core, waiting, method, batch_size, skip, results)
             else:
                 free.generate(self._core, waiting, method, batch_size, seed, skip, results)
+        return results.finished()
+
+    def speculate_template(
+        self,
+        requests: Sequence[TemplateRequest],
+        template: Template,
+        *,
+        max_new_tokens: int | Sequence[int],
+        batch_size: int = 32,
+        skip: Collection[int] = (),
+        on_done: OnDone | None = None,
+    ) -> list[Generation]:
+        """Writes greedy's text, whatever it is, with the rows' allowed outputs as drafts (generate/speculative.py).
+
+        Args:
+          Others, what is returned and what is raised, as in `generate`.
+        """
+        prompts = [encode_prompt(self.tokenizer, template, r.instruction, r.input, r.preface) for r in requests]
+        limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
+        results = Results(len(prompts), skip, on_done)
+        with self._core.context(), results:
+            waiting = free.fitting(self._core, prompts, limits, range(len(prompts)), results)
+            planner = Planner(self.tokenizer, template)
+            speculative.generate(
+                self._core, waiting, batch_size, skip, results, plan=lambda index: planner.plan(requests[index])
+            )
         return results.finished()
 
     def decode_template(

@@ -13,7 +13,7 @@ does differ.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -24,13 +24,12 @@ import numpy as np
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.core import Core, groups
-from medtune_jax.generate.drafts import Guess, TemplateDrafts
+from medtune_jax.generate.drafts import Guess
 from medtune_jax.generate.free import Prompt
-from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import FinishReason, Generation, Results
-from medtune_jax.generate.sampling import Greedy, Method, first_maximum
+from medtune_jax.generate.sampling import Beam, Greedy, Method, first_maximum
 from medtune_jax.generate.slots import Slots, round_up
-from medtune_jax.generate.template import NOT_FINITE
+from medtune_jax.generate.template import NOT_FINITE, Row
 from medtune_jax.model.llama import LlamaConfig, mask_padding, rms_norm
 from medtune_jax.sharding import constrain
 
@@ -86,7 +85,7 @@ class _Speculated:
         return Generation(tokens, text, reason, self.passes, len(tokens), drafted=self.drafted, accepted=self.accepted)
 
 
-def check(method: Method) -> None:
+def check(method: Method | Beam) -> None:
     """Raises UserError where a method has no drafts: only what is greedy can be foreseen."""
     if method != Greedy():
         raise UserError(f"Drafts serve greedy decoding, not {method}: leave --draft out, or use --decode=greedy.")
@@ -95,20 +94,20 @@ def check(method: Method) -> None:
 def generate(
     core: Core,
     rows: Sequence[Prompt],
-    drafts: TemplateDrafts | None,
     batch_size: int,
     skip: Collection[int],
     results: Results,
+    *,
+    plan: Callable[[int], Row] | None = None,
 ) -> None:
-    """Answers prompts with greedy's text (`Engine.generate`); drafts: None = look-up only."""
-    planner = None if drafts is None else Planner(core.tokenizer, drafts.template)
+    """Answers prompts with greedy's text (`Engine.generate`, `Engine.speculate_template`).
+
+    plan: the index of a prompt -> its row as template decoding would have it, which is drafted from; None = drafts are
+      looked up.
+    """
     batch_size = min(batch_size, decode.most_drafts() or batch_size)
     for group in groups(rows, batch_size, skip):
-        guessed = []
-        for row in group:
-            request = None if drafts is None else drafts.requests[row.index]
-            plan = None if planner is None or request is None else planner.plan(request)
-            guessed.append(_Speculated(row, Guess(row.prompt, plan)))
+        guessed = [_Speculated(row, Guess(row.prompt, None if plan is None else plan(row.index))) for row in group]
         slots = core.slots(guessed, batch_size)
         while slots.admit():
             for slot, one in _pass(core, slots):
