@@ -14,22 +14,41 @@ from medtune_jax.errors import UserError
 
 @dataclass(frozen=True)
 class Greedy:
-    """The likeliest token; of equals the lowest id."""
+    """The likeliest token; of equals the lowest id.
 
-    def __call__(self, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
-        """Returns int32 tokens [B] of float32 logits [B, V]; the keys are not used."""
-        return first_maximum(logits_BV)
+    Attributes:
+      repetition_penalty: see `penalised`; 1 = none.
+
+    Raises:
+      UserError: a value out of range.
+    """
+
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_penalty(self.repetition_penalty)
+
+    def __call__(self, keys_B: jax.Array, logits_BV: jax.Array, seen_BV: jax.Array | None = None) -> jax.Array:
+        """Returns int32 tokens [B] of float32 logits [B, V]; the keys are not used.
+
+        seen_BV: bool, the tokens that stand in each row already; None = no penalty.
+        """
+        return first_maximum(penalised(logits_BV, seen_BV, self.repetition_penalty))
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A draw from softmax(logits / temperature), cut to the top_k likeliest tokens and then to the nucleus of top_p.
+    """A draw from softmax(logits / temperature), cut to top_k, then to the nucleus of top_p, then by min_p.
+
+    Order and cuts are transformers'; of equals the lowest ids are kept.
 
     Attributes:
       temperature: above 0.
       top_k: tokens kept; 0 = all.
       top_p: the fewest likeliest tokens whose probabilities (after top_k, renormalised) sum to at least this are kept;
-        1 = all. Holtzman et al. 2020; cuts as transformers makes them, and of equals the lowest ids are kept.
+        1 = all. Holtzman et al. 2020.
+      min_p: tokens that are less than this times as likely as the likeliest are dropped; 0 = none. Nguyen et al. 2024.
+      repetition_penalty: see `penalised`, before all else; 1 = none.
 
     Raises:
       UserError: a value out of range.
@@ -38,27 +57,41 @@ class Sample:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
-        if not self.temperature > 0:
+        if not 0 < self.temperature < math.inf:
             raise UserError(f"temperature {self.temperature} is not above 0; for the likeliest token use greedy.")
         if self.top_k < 0:
             raise UserError(f"top_k {self.top_k} is negative; 0 keeps every token.")
         if not 0 < self.top_p <= 1:
             raise UserError(f"top_p {self.top_p} is not in (0, 1]; 1 keeps every token.")
+        if not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p {self.min_p} is not in [0, 1]; 0 keeps every token.")
+        _check_penalty(self.repetition_penalty)
 
-    def __call__(self, keys_B: jax.Array, logits_BV: jax.Array) -> jax.Array:
-        """Returns int32 tokens [B] drawn from float32 logits [B, V], row b with key keys_B[b] alone."""
-        scaled_BV = logits_BV / self.temperature
+    def __call__(self, keys_B: jax.Array, logits_BV: jax.Array, seen_BV: jax.Array | None = None) -> jax.Array:
+        """Returns int32 tokens [B] drawn from float32 logits [B, V], row b with key keys_B[b] alone.
+
+        seen_BV: bool, the tokens that stand in each row already; None = no penalty.
+        """
+        scaled_BV = penalised(logits_BV, seen_BV, self.repetition_penalty) / self.temperature
         if self.top_k == 0 and self.top_p == 1:
-            return jax.vmap(jax.random.categorical)(keys_B, scaled_BV).astype(jnp.int32)
+            return _draw(keys_B, self._cut(scaled_BV, jnp.max(scaled_BV, axis=-1, keepdims=True)))
         kept = self.top_k or logits_BV.shape[-1]
         sorted_Bk, tokens_Bk = jax.lax.top_k(scaled_BV, min(kept, logits_BV.shape[-1]))  # equals: lowest id first
         probability_Bk = jax.nn.softmax(sorted_Bk, axis=-1)
         before_Bk = jnp.cumsum(probability_Bk, axis=-1) - probability_Bk
         inside_Bk = (before_Bk < self.top_p).at[:, 0].set(True)
-        drawn_B = jax.vmap(jax.random.categorical)(keys_B, jnp.where(inside_Bk, sorted_Bk, -jnp.inf))
+        drawn_B = _draw(keys_B, self._cut(jnp.where(inside_Bk, sorted_Bk, -jnp.inf), sorted_Bk[:, :1]))
         return jnp.take_along_axis(tokens_Bk, drawn_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
+
+    def _cut(self, scaled_BN: jax.Array, top_B1: jax.Array) -> jax.Array:
+        """Returns the logits with -inf where min_p drops one; a ratio of probabilities is a difference of logits."""
+        if self.min_p == 0:
+            return scaled_BN
+        return jnp.where(scaled_BN - top_B1 >= math.log(self.min_p), scaled_BN, -jnp.inf)
 
 
 @dataclass(frozen=True)
@@ -97,6 +130,25 @@ class Beam:
 
 
 Method = Greedy | Sample
+
+
+def penalised(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) -> jax.Array:
+    """Returns the logits with those of seen tokens divided by `penalty` where positive, multiplied by it where negative.
+
+    Keskar et al. 2019 as transformers has it: seen is what stands in prompt or answer. seen_BV: bool; None = none.
+    """
+    if seen_BV is None or penalty == 1:
+        return logits_BV
+    return jnp.where(seen_BV, jnp.where(logits_BV < 0, logits_BV * penalty, logits_BV / penalty), logits_BV)
+
+
+def _draw(keys_B: jax.Array, logits_BN: jax.Array) -> jax.Array:
+    return jax.vmap(jax.random.categorical)(keys_B, logits_BN).astype(jnp.int32)
+
+
+def _check_penalty(penalty: float) -> None:
+    if not 0 < penalty < math.inf:
+        raise UserError(f"repetition_penalty {penalty} is not above 0; 1 is no penalty, more than 1 avoids repeating.")
 
 
 def first_maximum(logits_BV: jax.Array) -> jax.Array:
