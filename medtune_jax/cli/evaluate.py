@@ -23,13 +23,12 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from medtune_jax.cli.arguments import refuse_given
-from medtune_jax.cli.generate import OF_SAMPLE
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
-# As in generate/answering.py and evaluate/protocols.py, which are not imported for a help text.
-DECODE = ("template", "greedy", "sample", "loglikelihood")
+# As in generate/decoding.py and evaluate/protocols.py, which are not imported for a help text.
+DECODE = ("template", "greedy", "sample", "beam", "loglikelihood")
+DRAFT = ("none", "template", "prompt")
 PROTOCOLS = ("aligned", "legacy_medtuned")
 
 
@@ -50,16 +49,22 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags
     )
     number("limit", None, "Only the first so many rows of each source.", flag_values=flags)
+    number("batch_size", None, "Rows answered at once; as many as fit without it.", lower_bound=1, flag_values=flags)
+    _define_decoding(flags)
+    absl_flags.DEFINE_bool(
+        "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
+    )
+
+
+def _define_decoding(flags: absl_flags.FlagValues) -> None:
+    """Defines --decode's options, OPTIONS; their defaults are those of `Decoding`."""
+    number, real = absl_flags.DEFINE_integer, absl_flags.DEFINE_float
     number(
         "max_new_tokens",
         None,
-        "Budget of --decode=greedy and sample; what task and input need without it.",
+        "Budget of --decode=greedy, sample and beam; what task and input need without it.",
         lower_bound=1,
         flag_values=flags,
-    )
-    number("batch_size", 32, "Rows answered at once.", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
     )
     number(
         "max_positions",
@@ -68,13 +73,34 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         lower_bound=2,
         flag_values=flags,
     )
-    absl_flags.DEFINE_float("temperature", 1.0, "Of --decode=sample.", flag_values=flags)
-    number("top_k", 0, "Of --decode=sample; 0 = all tokens.", flag_values=flags)
-    absl_flags.DEFINE_float("top_p", 1.0, "Of --decode=sample.", flag_values=flags)
-    number("seed", 0, "Of --decode=sample.", flag_values=flags)
-    absl_flags.DEFINE_bool(
-        "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
+    absl_flags.DEFINE_enum(
+        "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
     )
+    absl_flags.DEFINE_enum(
+        "cache_dtype", None, ["int8"], "Type of the cached keys and values; --dtype without it.", flag_values=flags
+    )
+    real("temperature", 1.0, "Of --decode=sample.", flag_values=flags)
+    number("top_k", 0, "Of --decode=sample; 0 = all tokens.", flag_values=flags)
+    real("top_p", 1.0, "Of --decode=sample.", flag_values=flags)
+    real("min_p", 0.0, "Of --decode=sample: least share of the likeliest token's probability.", flag_values=flags)
+    number("seed", 0, "Of --decode=sample.", flag_values=flags)
+    real("repetition_penalty", 1.0, "Of --decode=greedy and sample; 1 = none.", flag_values=flags)
+    number("num_beams", 4, "Of --decode=beam.", flag_values=flags)
+    real("length_penalty", 1.0, "Of --decode=beam: power of the length that a score is divided by.", flag_values=flags)
+    absl_flags.DEFINE_enum(
+        "draft",
+        "none",
+        DRAFT,
+        "Of --decode=greedy: what is proposed and verified, the same text in fewer passes; template: the row's allowed "
+        "outputs where there are such, else the prompt's own words.",
+        flag_values=flags,
+    )
+
+
+OPTIONS = (
+    *("max_new_tokens", "max_positions", "dtype", "cache_dtype", "temperature", "top_k", "top_p", "min_p", "seed"),
+    *("repetition_penalty", "num_beams", "length_penalty", "draft"),
+)
 
 
 def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
@@ -85,31 +111,22 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     refuse_several("evaluate")
     if flags.out:
         refuse_object_store(flags.out, "--out")
-    if flags.decode != "sample":
-        refuse_given(flags, OF_SAMPLE, f"--decode={flags.decode}", "--decode=sample")
-    if flags.decode in ("template", "loglikelihood"):
-        refuse_given(flags, ["max_new_tokens"], f"--decode={flags.decode}", "--decode=greedy")
 
     from medtune_jax.evaluate.run import evaluate
+    from medtune_jax.generate.decoding import Decoding
 
+    options: dict[str, Any] = {option: flags[option].value for option in OPTIONS}
     return evaluate(
         flags.model,
         flags.data,
         flags.split,
         flags.out or _folder_in_run(flags),
+        decoding=Decoding(flags.decode, **options),
         sources=flags.sources,
-        decode=flags.decode,
         template=flags.template,
         force_template=flags.force_template,
         limit=flags.limit,
-        max_new_tokens=flags.max_new_tokens,
         batch_size=flags.batch_size,
-        dtype=flags.dtype,
-        max_positions=flags.max_positions,
-        temperature=flags.temperature,
-        top_k=flags.top_k,
-        top_p=flags.top_p,
-        seed=flags.seed,
         protocol=flags.protocol,
         show_credentialed=flags.show_credentialed,
     )

@@ -76,9 +76,11 @@ class Report:
     undecided: int = 0
 
 
-def encode_prompt(tokenizer: Tokenizer, template: Template, instruction: str, input: str) -> list[int]:
-    """Returns BOS and the prompt's ids: what a model is given before it answers."""
-    return [tokenizer.bos_id, *tokenizer.encode(template.prompt(instruction, input))]
+def encode_prompt(
+    tokenizer: Tokenizer, template: Template, instruction: str, input: str, preface: str = ""
+) -> list[int]:
+    """Returns BOS and the ids of preface + prompt, encoded jointly: what a model is given before it answers."""
+    return [tokenizer.bos_id, *tokenizer.encode(preface + template.prompt(instruction, input))]
 
 
 def encode_row(tokenizer: Tokenizer, template: Template, row: Row, decision_weight: float = 1.0) -> Encoded:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.evaluate.predictions import Prediction, PredictionLog, prediction_key, unanswered
 from medtune_jax.generate.answering import Way, answer_rows
+from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.rows import Row
 
 if TYPE_CHECKING:
@@ -25,8 +27,15 @@ def ask(
     identity: dict[str, str],
     decoding: dict[str, Any],
     ways: Sequence[Way],
+    prefaces: Sequence[str],
 ) -> list[Prediction]:
-    """Returns one prediction per row with its key and nothing generated yet."""
+    """Returns one prediction per row with its key and nothing generated yet.
+
+    Args:
+      identity: hashes that identify the model.
+      decoding: JSON-ready; all that decides an answer beside model, prompt and template.
+      prefaces: per row what is written before its prompt.
+    """
     return [
         unanswered(
             position,
@@ -36,12 +45,12 @@ def ask(
                 row.id,
                 row.source,
                 " ".join(identity.values()),
-                template.prompt(row.instruction, row.input),
+                preface + template.prompt(row.instruction, row.input),
                 {**decoding, "max_new_tokens": way.budget},
                 template.sha256,
             ),
         )
-        for (position, row), way in zip(rows, ways, strict=True)
+        for (position, row), way, preface in zip(rows, ways, prefaces, strict=True)
     ]
 
 
@@ -57,25 +66,29 @@ def answer(
     questions: Sequence[Prediction],
     ways: Sequence[Way],
     log: PredictionLog,
-    decoding: Mapping[str, Any],
-    batch_size: int,
-) -> dict[str, int]:
-    """Has the engine answer what the log still misses, and records each answer as it comes.
+    decoding: Decoding,
+    *,
+    prefaces: Sequence[str],
+    stop: Sequence[str] = (),
+    batch_size: int | None = None,
+) -> dict[str, Counter[str]]:
+    """Has the engine answer what the log still misses, and records each answer as it comes; see `answer_rows`.
 
-    Returns {"rows", "tokens", "decisions", "passes"}: rows answered now, and summed over them tokens written, what the
-    model chose (labels where the outputs are known, else tokens), forward passes.
+    Returns way -> {"rows", "tokens", "decisions", "passes", "drafted", "accepted"}: rows answered now, and summed over
+    them tokens written, what the model chose (labels where the outputs are known, else tokens), forward passes, and
+    tokens drafted and kept.
     """
     from tqdm import tqdm
 
     if log.dropped_torn:
         LOG.warning("A line that was cut off when the last attempt stopped is dropped; its row is answered again.")
     missing = log.missing
-    counts = {"rows": 0, "tokens": 0, "decisions": 0, "passes": 0}
+    counts: dict[str, Counter[str]] = {}
     if not missing:
         return counts
     if len(missing) < len(questions):
         LOG.info("%d of %d rows are answered already.", len(questions) - len(missing), len(questions))
-    started, unit = time.monotonic(), decided(ways)
+    started, unit, chosen = time.monotonic(), decided(ways), 0
     # On a terminal the line moves; in a log file it is written twice a minute.
     pause = 0.5 if sys.stderr.isatty() else 30
     with tqdm(
@@ -83,30 +96,32 @@ def answer(
     ) as bar:
 
         def done(index: int, generation: Generation) -> None:
+            nonlocal chosen
             tokens = len(generation.tokens)
             log.add(index, generation.text, generation.finish_reason, tokens, generation.loglikelihoods)
-            counts["rows"] += 1
-            counts["tokens"] += tokens
-            counts["passes"] += generation.passes
-            counts["decisions"] += generation.decisions
-            speed = counts["decisions"] / (time.monotonic() - started)
+            counts.setdefault(ways[index].name, Counter()).update(
+                rows=1,
+                tokens=tokens,
+                decisions=generation.decisions,
+                passes=generation.passes,
+                drafted=generation.drafted,
+                accepted=generation.accepted,
+            )
+            chosen += generation.decisions
+            speed = chosen / (time.monotonic() - started)
             bar.set_postfix_str(f"{speed:,.0f} {unit}s/s", refresh=False)
             bar.update()
 
-        method = None
-        if sampled := decoding["method"] == "sample":
-            from medtune_jax.generate.sampling import Sample
-
-            method = Sample(decoding["temperature"], decoding["top_k"], decoding["top_p"])
         answer_rows(
             engine,
             template,
             questions,
             ways,
+            decoding=decoding,
+            prefaces=prefaces,
+            stop=stop,
             numbers=[one.row for one in questions],  # a row's draws are its own, also where a run continues
             only=frozenset(missing),
-            method=method,
-            seed=decoding["seed"] if sampled else 0,
             batch_size=batch_size,
             on_done=done,
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,8 @@ from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog
 from medtune_jax.evaluate.protocols import PROTOCOLS, Protocol
 from medtune_jax.evaluate.score import PROVENANCE, check_rows, score_file, training_rows
-from medtune_jax.generate.answering import DECODE, Decode, Way, fit_budgets, ways_of
+from medtune_jax.generate.answering import Way, fit_budgets, ways_of
+from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.definition import definition_of
 from medtune_jax.tasks.registry import find_source
 from medtune_jax.tasks.rows import Row, credentialed_in, read_rows, registered_name
@@ -34,19 +36,12 @@ def evaluate(
     split: str,
     out: str | Path,
     *,
+    decoding: Decoding = Decoding(),  # noqa: B008 - frozen
     sources: Sequence[str] = (),
-    decode: Decode = "template",
     template: str | None = None,
     force_template: bool = False,
     limit: int | None = None,
-    max_new_tokens: int | None = None,
-    batch_size: int = 32,
-    dtype: str = "float32",
-    max_positions: int | None = None,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    seed: int = 0,
+    batch_size: int | None = None,
     protocol: Protocol = "aligned",
     show_credentialed: bool = False,
 ) -> dict[str, Any]:
@@ -57,17 +52,12 @@ def evaluate(
     Args:
       model: Hugging Face directory or run folder.
       data: whatever `read_rows` reads; its train split, where it has one, is what the baselines are fitted on.
+      decoding: how answers are found.
       sources: names or aliases of sources; all where empty.
-      decode: `template` decides only what the task leaves open, and answers tasks of free text greedily; `greedy` and
-        `sample` write freely; `loglikelihood` takes the likeliest of the outputs that a one-label task allows
-        (generate/likelihood.py).
       template: name of the prompt template; None = the one that the model was tuned with.
       force_template: allow another template than the model's own.
       limit: only the first so many rows of each source.
-      max_new_tokens: budget of free decoding; None = each task's own, or less where a row's longest well-formed output
-        is far shorter.
-      max_positions: of prompt and answer together; None = the checkpoint's own.
-      temperature, top_k, top_p, seed: of `sample`.
+      batch_size: rows answered at once; None = as many as fit.
       protocol: how texts are read and scored.
       show_credentialed: show the texts of credentialed sources in the reports.
 
@@ -80,34 +70,27 @@ def evaluate(
         template that is unknown, missing or not the model's own.
       Interrupted: on SIGTERM or Ctrl-C, after what was answered has been saved.
     """
-    for name, value, known in (("decoding", decode, DECODE), ("protocol", protocol, PROTOCOLS)):
-        if value not in known:
-            raise UserError(f"Unknown {name} '{value}'.{did_you_mean(value, known)}")
+    if protocol not in PROTOCOLS:
+        raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
     started, folder = time.monotonic(), Path(out)
     with _stoppable(folder):
         rows = choose_rows(data, split, sources, limit)
-        ways = ways_of([row for _, row in rows], decode, max_new_tokens)
+        ways = ways_of([row for _, row in rows], decoding)
         # Whatever could stop the scoring is met here, before hours of answering.
         check_rows(rows, protocol)
         train = training_rows(data, {row.source for _, row in rows})
         private = bool(credentialed_in(row for _, row in rows))
         make_folder(folder, private)
         forced = force_template and template is not None
-        engine, own_template, identity = _load(model, dtype, max_positions, forced)
+        engine, own_template, identity = _load(model, decoding, forced)
         form = choose_template(own_template, template, force_template, str(model))
-        if max_new_tokens is None:
+        if decoding.max_new_tokens is None:
             ways = fit_budgets([row for _, row in rows], ways, form, engine.tokenizer)
-        decoding: dict[str, Any] = {"method": decode, "dtype": dtype}
-        if max_positions is not None:
-            decoding["max_positions"] = max_positions
-        if decode in ("greedy", "sample"):
-            decoding["max_new_tokens"] = max_new_tokens or "by task and input"
-        if decode == "sample":
-            decoding |= {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
-        questions = ask(rows, form, identity, decoding, ways)
+        prefaces = [""] * len(rows)
+        questions = ask(rows, form, identity, decoding.description(), ways, prefaces)
         loaded = time.monotonic()
         with PredictionLog(folder, questions, private=private) as log:
-            counts = answer(engine, form, questions, ways, log, decoding, batch_size)
+            counts = answer(engine, form, questions, ways, log, decoding, prefaces=prefaces, batch_size=batch_size)
             log.finish()
         answered = time.monotonic()
         provenance = {
@@ -115,7 +98,7 @@ def evaluate(
             **identity,
             "template": form.name,
             "template_sha256": form.sha256,
-            "decoding": decoding,
+            "decoding": decoding.description(),
             "decoded_by": _methods(rows, ways),
             "shots": 0,
             "wording": "as in the rows",
@@ -129,21 +112,22 @@ def evaluate(
         write_file(folder / PROVENANCE, to_json(provenance))
         scores = score_file(folder / FINAL, folder, protocol=protocol, train=train, show_credentialed=show_credentialed)
     seconds = answered - loaded
+    total = sum(counts.values(), Counter())
     timing = {
         "rows": len(rows),
-        "rows_answered_now": counts["rows"],
+        "rows_answered_now": total["rows"],
         "load_seconds": round(loaded - started, 3),
         "generate_seconds": round(seconds, 3),
         "score_seconds": round(time.monotonic() - answered, 3),
         "wall_seconds": round(time.monotonic() - started, 3),
-        "rows_per_second": round(counts["rows"] / seconds, 3),
-        "output_tokens": counts["tokens"],
-        "output_tokens_per_second": round(counts["tokens"] / seconds, 1),
+        "rows_per_second": round(total["rows"] / seconds, 3),
+        "output_tokens": total["tokens"],
+        "output_tokens_per_second": round(total["tokens"] / seconds, 1),
         # What the model chose: under template decoding it is not every token that is written.
         "decision": decided(ways),
-        "decisions": counts["decisions"],
-        "decisions_per_second": round(counts["decisions"] / seconds, 1),
-        "forward_passes_per_row": round(counts["passes"] / max(1, counts["rows"]), 3),
+        "decisions": total["decisions"],
+        "decisions_per_second": round(total["decisions"] / seconds, 1),
+        "forward_passes_per_row": round(total["passes"] / max(1, total["rows"]), 3),
     }
     write_file(folder / "timing.json", to_json(timing))
     return {**scores.summary(folder), "timing": timing}
@@ -182,17 +166,17 @@ def choose_template(own: str | None, asked: str | None, force: bool, model: str)
     return get_template(name)
 
 
-def _load(
-    model: str | Path, dtype: str, max_positions: int | None, force_template: bool
-) -> tuple[Engine, str | None, dict[str, str]]:
+def _load(model: str | Path, decoding: Decoding, force_template: bool) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
     from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
     from medtune_jax.train.load import load_model
 
     use_compilation_cache()
-    loaded = load_model(model, dtype=dtype, max_positions=max_positions, force_template=force_template)
-    engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=dtype)
+    loaded = load_model(
+        model, dtype=decoding.dtype, max_positions=decoding.max_positions, force_template=force_template
+    )
+    engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=decoding.dtype)
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}
     return engine, loaded.template, identity
 

@@ -5,12 +5,13 @@ Evaluation answers a split this way, and so does training with the samples of it
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
+from medtune_jax.generate.decoding import DRAFT, FREE, Decode, Decoding, Draft
 from medtune_jax.tasks.base import Allowed
 from medtune_jax.tasks.registry import find_source, get_source
 
@@ -18,11 +19,8 @@ if TYPE_CHECKING:
     from medtune_jax.data.tokenizer import Tokenizer
     from medtune_jax.generate.engine import Engine, TemplateRequest
     from medtune_jax.generate.results import OnDone
-    from medtune_jax.generate.sampling import Method
 
 _SPARE = 64  # tokens allowed beyond the longest well-formed output
-Decode = Literal["template", "greedy", "sample", "loglikelihood"]
-DECODE: tuple[Decode, ...] = ("template", "greedy", "sample", "loglikelihood")
 
 
 class Question(Protocol):
@@ -43,43 +41,49 @@ class Way:
     Attributes:
       method: what was asked for; `greedy` for a row of free text under `template`.
       budget: tokens that a freely written answer may have; 0 where the outputs are known beforehand.
+      draft: of `greedy`: what is proposed to the model.
     """
 
     method: Decode
     budget: int
+    draft: Draft = "none"
 
     @property
     def free(self) -> bool:
-        return self.method in ("greedy", "sample")
+        return self.method in FREE
+
+    @property
+    def name(self) -> str:
+        return self.method if self.draft == "none" else f"{self.method}, drafted by {self.draft}"
 
 
-def ways_of(rows: Sequence[Question], decode: Decode, max_new_tokens: int | None) -> list[Way]:
-    """Returns how each row is answered; a freely written answer's budget is max_new_tokens or else its task's own.
+def ways_of(rows: Sequence[Question], decoding: Decoding) -> list[Way]:
+    """Returns how each row is answered; a freely written answer's budget is its task's own unless one is given.
 
     Raises:
       UserError: a source that the registry does not know where its task is needed; under `loglikelihood` a source
         whose outputs are not the options of one decision.
     """
-    return [_way(row, decode, max_new_tokens) for row in rows]
+    return [_way(row, decoding) for row in rows]
 
 
-def _way(row: Question, decode: Decode, max_new_tokens: int | None) -> Way:
-    source = find_source(row.source)
-    if decode in ("greedy", "sample") and max_new_tokens is not None:
-        return Way(decode, max_new_tokens)
-    if source is None and decode in ("greedy", "sample"):
-        raise UserError(
-            f"Source '{row.source}' is not in the registry: say how long its answers may be, --max_new_tokens."
-        )
+def _way(row: Question, decoding: Decoding) -> Way:
+    source, method = find_source(row.source), decoding.method
+    if method in FREE:
+        if source is None and decoding.max_new_tokens is None:
+            raise UserError(
+                f"Source '{row.source}' is not in the registry: say how long its answers may be, --max_new_tokens."
+            )
+        allowed = None if source is None or decoding.draft != "template" else source.task.allowed(row.input)
+        draft = "prompt" if decoding.draft == "template" and allowed is None else decoding.draft
+        return Way(method, decoding.max_new_tokens or get_source(row.source).task.max_new_tokens, draft)
     if source is None:
         raise UserError(
-            f"Source '{row.source}' is not in the registry, so --decode={decode} does not know its outputs: "
+            f"Source '{row.source}' is not in the registry, so --decode={method} does not know its outputs: "
             "choose other rows with --sources, or use --decode=greedy."
         )
-    if decode in ("greedy", "sample"):
-        return Way(decode, source.task.max_new_tokens)
     allowed = source.task.allowed(row.input)
-    if decode == "template":
+    if method == "template":
         return Way("template", 0) if allowed is not None else Way("greedy", source.task.max_new_tokens)
     if allowed is None or len(allowed.slots) != 1:
         raise UserError(
@@ -116,57 +120,72 @@ def answer_rows(
     rows: Sequence[Question],
     ways: Sequence[Way],
     *,
+    decoding: Decoding = Decoding(),  # noqa: B008 - frozen
+    prefaces: Sequence[str] | None = None,
+    stop: Sequence[str] = (),
     numbers: Sequence[int] | None = None,
     only: Collection[int] | None = None,
-    method: Method | None = None,
-    seed: int = 0,
-    batch_size: int = 32,
+    batch_size: int | None = None,
     on_done: OnDone,
 ) -> None:
     """Has the engine answer rows, each in its way; on_done(index, generation) is called as they finish, in any order.
 
     Args:
+      decoding: of which `ways` were made.
+      prefaces: per row what is written before its prompt; None = nothing.
+      stop: strings before the first of which a freely written answer ends.
       numbers: what each row is called in errors, and by which its draws are its own (default: its index).
       only: indices of the rows to answer; None = all. They are batched as if all were, so that an answer is the same to
         the last bit whichever rows were answered before.
-      method, seed: of free decoding; None = greedy.
+      batch_size: rows answered at once; None = as many as fit.
     """
+    prefaces = [""] * len(rows) if prefaces is None else prefaces
     numbers = range(len(rows)) if numbers is None else numbers
     wanted = set(range(len(rows)) if only is None else only)
+    shared: dict[str, Any] = {} if batch_size is None else {"batch_size": batch_size}
 
-    def of(*methods: Decode) -> tuple[list[int], set[int], OnDone]:
-        """Returns (indices of the rows answered so, positions among them that need no answer, their on_done)."""
-        found = [index for index, way in enumerate(ways) if way.method in methods]
+    def of(chosen: Callable[[Way], bool]) -> tuple[list[int], dict[str, Any]] | None:
+        """Returns the indices of rows and with what the engine is called for them; None where none is wanted."""
+        found = [index for index, way in enumerate(ways) if chosen(way)]
         skip = {at for at, index in enumerate(found) if index not in wanted}
-        return found, skip, lambda at, generation: on_done(found[at], generation)
+        told = {"skip": skip, "on_done": lambda at, generation: on_done(found[at], generation), **shared}
+        return (found, told) if len(skip) < len(found) else None
 
-    ways_of_known: dict[Decode, Any] = {"template": engine.decode_template, "loglikelihood": engine.loglikelihoods}
-    for name, answer in ways_of_known.items():
-        found, skip, done = of(name)
-        if len(skip) < len(found):
-            requests = [_request(rows[index], numbers[index]) for index in found]
-            answer(requests, template, batch_size=batch_size, skip=skip, on_done=done)
-    free, skip, done = of("greedy", "sample")
-    if len(skip) < len(free):
-        from medtune_jax.data.encode import encode_prompt
-        from medtune_jax.generate.sampling import Greedy
+    def requests(indices: Sequence[int]) -> list[TemplateRequest]:
+        return [_request(rows[index], numbers[index], prefaces[index]) for index in indices]
 
-        asked = [rows[index] for index in free]
-        engine.generate(
-            [encode_prompt(engine.tokenizer, template, one.instruction, one.input) for one in asked],
-            method=Greedy() if method is None else method,
-            max_new_tokens=[ways[index].budget for index in free],
-            batch_size=batch_size,
-            seed=seed,
-            rows=[numbers[index] for index in free],
-            skip=skip,
-            on_done=done,
-        )
+    if answered := of(lambda way: way.method == "template"):
+        found, told = answered
+        engine.decode_template(requests(found), template, **told)
+    if answered := of(lambda way: way.method == "loglikelihood"):
+        found, told = answered
+        engine.loglikelihoods(requests(found), template, **told)
+    for draft in DRAFT:
+        if answered := of(lambda way, draft=draft: way.free and way.draft == draft):  # type: ignore[misc]
+            found, told = answered
+            told["max_new_tokens"] = [ways[index].budget for index in found]
+            if stop:
+                told["stop"] = stop
+            if draft == "template":
+                engine.speculate_template(requests(found), template, **told)
+                continue
+            from medtune_jax.data.encode import encode_prompt
+
+            if draft == "prompt":
+                told["draft"] = draft
+            asked = [(rows[index].instruction, rows[index].input, prefaces[index]) for index in found]
+            engine.generate(
+                [encode_prompt(engine.tokenizer, template, *one) for one in asked],
+                method=decoding.chooser(),
+                seed=decoding.seed,
+                rows=[numbers[index] for index in found],
+                **told,
+            )
 
 
-def _request(row: Question, number: int) -> TemplateRequest:
+def _request(row: Question, number: int, preface: str) -> TemplateRequest:
     from medtune_jax.generate.engine import TemplateRequest
 
     allowed: Allowed | None = get_source(row.source).task.allowed(row.input)
     assert allowed is not None, "only rows whose outputs are known are answered so"
-    return TemplateRequest(row.instruction, row.input, allowed, name=f"{row.source}, row {number}")
+    return TemplateRequest(row.instruction, row.input, allowed, name=f"{row.source}, row {number}", preface=preface)

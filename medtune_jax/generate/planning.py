@@ -81,7 +81,7 @@ class Planner:
 
     def _again(self, request: TemplateRequest, read: _Read) -> Row | None:
         """Plans a row whose outputs have been read with another; None where its encoding ends otherwise."""
-        prompt = self._template.prompt(request.instruction, request.input)
+        prompt = request.prompt(self._template)
         [(ids, spans)] = self._tokenizer.encode_batch_with_offsets([prompt + self._template.completion(read.output)])
         cut = len(ids) - len(read.tokens)
         if tuple(ids[cut:].tolist()) != read.tokens or spans[cut, 0] != len(prompt) - read.tail:
@@ -99,7 +99,7 @@ class Planner:
             for slot, ending in zip(viable, ends, strict=True)
         ]
         places = [self._places(allowed, viable, between, ends, cut) for cut in range(len(between))]
-        prompt = template.prompt(request.instruction, request.input)
+        prompt = request.prompt(template)
         prompt_ids = tokenizer.encode(prompt)
         joined = {cut for cut, found in enumerate(places) if not found}
         while True:

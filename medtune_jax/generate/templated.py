@@ -46,7 +46,7 @@ def planned(
     """Yields the planned rows with their indices in groups, about longest first; groups of which every row is skipped
     are left out."""
     planner = Planner(core.tokenizer, template)
-    size = [len(template.prompt(r.instruction, r.input)) + len(r.input) for r in requests]
+    size = [len(r.prompt(template)) + len(r.input) for r in requests]
     order = sorted(range(len(requests)), key=lambda index: -size[index])
     for start in range(0, len(order), PLANNED):
         group = order[start : start + PLANNED]

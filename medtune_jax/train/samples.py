@@ -24,6 +24,7 @@ from medtune_jax.data.packing import order
 from medtune_jax.errors import UserError
 from medtune_jax.generate.answering import answer_rows, fit_budgets, ways_of
 from medtune_jax.generate.decode import decoding_mesh
+from medtune_jax.generate.decoding import Decoding
 from medtune_jax.generate.engine import Engine
 from medtune_jax.generate.results import Generation
 from medtune_jax.model.llama import Params
@@ -123,7 +124,7 @@ def make_sample(
             "--config.evaluation.samples_every_steps=0, or hold out other rows."
         )
     rows = [one.row for one in asked]
-    ways = fit_budgets(rows, ways_of(rows, "template", None), inputs.template, inputs.tokenizer)
+    ways = fit_budgets(rows, ways_of(rows, Decoding()), inputs.template, inputs.tokenizer)
     answering_mesh, dtype = decoding_mesh(mesh, inputs.model), compute_dtype(config)
 
     def sample(step: int, params: Params) -> dict[str, Any]:

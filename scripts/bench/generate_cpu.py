@@ -203,6 +203,7 @@ def measure_transformers() -> dict[str, Any]:
 
 def measure_scores() -> dict[str, Any]:
     from medtune_jax.evaluate.run import evaluate
+    from medtune_jax.generate.decoding import Decoding
 
     with tempfile.TemporaryDirectory() as out:
         result = evaluate(
@@ -212,7 +213,7 @@ def measure_scores() -> dict[str, Any]:
             out,
             sources=["NCBI-disease"],
             batch_size=_BATCH_SIZE.value,
-            max_positions=_POSITIONS.value,
+            decoding=Decoding(max_positions=_POSITIONS.value),
         )
     timing = result["timing"]
     return {"speed": timing["rows"] / (timing["wall_seconds"] - timing["load_seconds"]), **timing}

@@ -23,13 +23,13 @@ class Oracle:
             text = self.gold[inputs[index]]
             on_done(index, Generation((5, 6), text, reason, 3, decisions[index] if decisions else 2))
 
-    def decode_template(self, requests, template, *, batch_size, skip, on_done):
+    def decode_template(self, requests, template, *, skip, on_done, batch_size=None):
         self.calls.append([request.input for index, request in enumerate(requests) if index not in skip])
         assert all(request.allowed.spans(self.gold[request.input]) is not None for request in requests)
         slots = [len(request.allowed.slots) for request in requests]
         self._answer([request.input for request in requests], "constrained", skip, on_done, slots)
 
-    def loglikelihoods(self, requests, template, *, batch_size, skip, on_done):
+    def loglikelihoods(self, requests, template, *, skip, on_done, batch_size=None):
         self.calls.append([index for index in range(len(requests)) if index not in skip])
         for done, index in enumerate(self.calls[-1]):
             if done == self.stop_after:
@@ -39,7 +39,7 @@ class Oracle:
             values[gold] = -0.05
             on_done(index, Generation((5, 6), gold, "constrained", 1, 1, values))
 
-    def generate(self, prompts, *, method, max_new_tokens, batch_size, seed, rows, skip, on_done):
+    def generate(self, prompts, *, method, max_new_tokens, seed, rows, skip, on_done, stop=(), batch_size=None):
         texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
         inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
         asked = enumerate(zip(rows, max_new_tokens, strict=True))

@@ -14,12 +14,13 @@ from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog, read_predictions
 from medtune_jax.evaluate.run import evaluate
 from medtune_jax.evaluate.score import score_file
+from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.rows import Row, write_rows
 
 
 @pytest.mark.parametrize("decode", ["template", "greedy", "sample"])
 def test_an_oracle_scores_exactly_one(tmp_path, data, oracle, decode):
-    result = evaluate("m", data, "test", tmp_path / "out", decode=decode)
+    result = evaluate("m", data, "test", tmp_path / "out", decoding=Decoding(decode))
     assert {entry["metrics"][entry["metric"]] for entry in result["sources"].values()} == {1.0}
     assert {entry["parse"]["exact"] / entry["n"] for entry in result["sources"].values()} == {1.0}
     timing = json.loads((tmp_path / "out" / "timing.json").read_bytes())
@@ -46,15 +47,15 @@ def test_scoring_its_predictions_again_gives_the_sameresult_bytes(tmp_path, data
 @pytest.mark.parametrize("stop_after", [0, 1, 11])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_run_continues_to_the_sameresult_bytes(tmp_path, data, oracle, interruptible, number, stop_after):
-    evaluate("m", data, "test", tmp_path / "undisturbed", decode="sample", seed=3)
+    evaluate("m", data, "test", tmp_path / "undisturbed", decoding=Decoding("sample", seed=3))
     handler = signal.getsignal(signal.SIGTERM)
     oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), number)
     with pytest.raises(Interrupted, match=f"{stop_after} answers are kept in .*{PARTIAL}"):
-        evaluate("m", data, "test", tmp_path / "out", decode="sample", seed=3)
+        evaluate("m", data, "test", tmp_path / "out", decoding=Decoding("sample", seed=3))
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not (tmp_path / "out" / FINAL).exists()
     oracle.stop_after = None
-    result = evaluate("m", data, "test", tmp_path / "out", decode="sample", seed=3)
+    result = evaluate("m", data, "test", tmp_path / "out", decoding=Decoding("sample", seed=3))
     assert result["timing"]["rows_answered_now"] == 12 - stop_after
     assert oracle.calls[-1] == oracle.calls[0][: 12 - stop_after]  # the same rows' own randomness and budgets
     assert result_bytes(tmp_path / "out") == result_bytes(tmp_path / "undisturbed")
@@ -70,13 +71,18 @@ def test_a_finished_run_asks_nothing_again(tmp_path, data, oracle):
 
 @pytest.mark.parametrize(
     ("change", "lost"),
-    [({"max_new_tokens": 7}, 12), ({"dtype": "bfloat16"}, 12), ({"limit": 1}, 9), ({"sources": [NLI]}, 8)],
+    [
+        ({"decoding": Decoding("greedy", max_new_tokens=7)}, 12),
+        ({"decoding": Decoding("greedy", dtype="bfloat16")}, 12),
+        ({"limit": 1}, 9),
+        ({"sources": [NLI]}, 8),
+    ],
 )
 def test_finished_answers_are_never_lost_to_another_call(tmp_path, data, oracle, change, lost):
-    evaluate("m", data, "test", tmp_path / "out", decode="greedy")
+    evaluate("m", data, "test", tmp_path / "out", decoding=Decoding("greedy"))
     before = {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
     with pytest.raises(UserError, match=f"holds {lost} answers that this call would lose"):
-        evaluate("m", data, "test", tmp_path / "out", decode="greedy", **change)
+        evaluate("m", data, "test", tmp_path / "out", **{"decoding": Decoding("greedy"), **change})
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
 
 
@@ -129,15 +135,14 @@ def test_a_source_without_a_task_is_named(tmp_path, data, oracle):
     with pytest.raises(UserError, match=r"Source 'my-corpus' is not in the registry.*--decode=greedy"):
         evaluate("m", data, "other", tmp_path / "out")
     with pytest.raises(UserError, match=r"Source 'my-corpus' is not in the registry.*--max_new_tokens"):
-        evaluate("m", data, "other", tmp_path / "out", decode="greedy")
-    result = evaluate("m", data, "other", tmp_path / "out", decode="greedy", max_new_tokens=5)
+        evaluate("m", data, "other", tmp_path / "out", decoding=Decoding("greedy"))
+    result = evaluate("m", data, "other", tmp_path / "out", decoding=Decoding("greedy", max_new_tokens=5))
     assert (list(result["sources"]), result["not_scored"]["my-corpus"]["n"]) == ([NLI], 1)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"decode": "beem"}, "Unknown decoding 'beem'"),
         ({"protocol": "align"}, "Unknown protocol 'align'. Did you mean 'aligned'"),
         ({"limit": 0}, "--limit is 0"),
         ({"sources": ["sample-nil"]}, "no rows of source 'sample-nil'. Did you mean 'sample-nli'"),
@@ -159,7 +164,7 @@ def test_what_would_stop_the_scoring_is_met_before_the_model_is_loaded(tmp_path,
         evaluate("m", data, "bad", tmp_path / "out", limit=6)
     write_rows(data / "strange.parquet", [Row("", "a", "b", "my-corpus")])
     with pytest.raises(UserError, match=r"No row can be scored: .* my-corpus"):
-        evaluate("m", data, "strange", tmp_path / "out", decode="greedy", max_new_tokens=5)
+        evaluate("m", data, "strange", tmp_path / "out", decoding=Decoding("greedy", max_new_tokens=5))
     (data / "train.parquet").write_bytes(b"PAR1")
     with pytest.raises(UserError, match=r"train\.parquet cannot be read"):
         evaluate("m", data, "test", tmp_path / "out")
@@ -265,8 +270,7 @@ def test_a_real_checkpoint_is_evaluated_and_template_decoding_is_never_malformed
         tmp_path / "g",
         template="alpaca",
         sources=[NLI],
-        decode="greedy",
-        max_new_tokens=4,
+        decoding=Decoding("greedy", max_new_tokens=4),
         batch_size=4,
     )
     assert free["sources"][NLI]["n"] == 4

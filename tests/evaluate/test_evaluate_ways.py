@@ -15,7 +15,7 @@ from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.evaluate.predictions import read_predictions
 from medtune_jax.evaluate.protocols import PROTOCOLS
 from medtune_jax.evaluate.run import evaluate
-from medtune_jax.generate.answering import DECODE
+from medtune_jax.generate.decoding import DECODE, DRAFT, Decoding
 from medtune_jax.tasks import registry
 from medtune_jax.tasks.definition import register_definitions
 from medtune_jax.tasks.registry import get_source
@@ -82,7 +82,7 @@ def test_free_text_is_answered_greedily_beside_rows_decoded_by_template(tmp_path
 
 
 def test_loglikelihoods_are_written_scored_and_continued_to_the_sameresult_bytes(tmp_path, data, oracle):
-    asked = {"decode": "loglikelihood", "sources": [NLI, RELATION]}
+    asked = {"decoding": Decoding("loglikelihood"), "sources": [NLI, RELATION]}
     result = evaluate("m", data, "test", tmp_path / "out", **asked)
     assert {entry["metrics"]["accuracy_ll"] for entry in result["sources"].values()} == {1.0}
     read = read_predictions(tmp_path / "out")
@@ -105,7 +105,7 @@ def test_loglikelihood_refuses_tasks_that_have_no_few_candidates(tmp_path, data,
     rows = {NER: perfect(NER)[0], "hoc": Row("", "x", "None", "hoc"), "iCliniq": Row("", "x", "y", "iCliniq")}
     write_rows(data / "other.parquet", [Row("", rows[source].input, rows[source].output, source)])
     with pytest.raises(UserError, match=rf"Source '{source}' \(task {kind}\) .*--sources, or use --decode=template"):
-        evaluate("m", data, "other", tmp_path / "out", decode="loglikelihood")
+        evaluate("m", data, "other", tmp_path / "out", decoding=Decoding("loglikelihood"))
     assert not (tmp_path / "out").exists()
 
 
@@ -154,25 +154,27 @@ def test_the_legacy_protocol_scores_the_same_answers(tmp_path, data, oracle):
 
 
 def test_the_commands_choices_are_those_of_the_library():
-    assert cli_evaluate.DECODE == DECODE and cli_evaluate.PROTOCOLS == PROTOCOLS
+    assert (cli_evaluate.DECODE, cli_evaluate.DRAFT) == (DECODE, DRAFT) and cli_evaluate.PROTOCOLS == PROTOCOLS
 
 
 def test_budgets_are_what_a_rows_input_needs_up_to_the_tasks_own_unless_given(tmp_path, data, oracle):
     long = get_source(NER).task.render((("a",) * 400, ("B",) * 400))
     oracle.gold[long[0]] = long[1]
-    evaluate("m", data, "test", tmp_path / "a", decode="greedy")
+    evaluate("m", data, "test", tmp_path / "a", decoding=Decoding("greedy"))
     # The oracle's tokens are characters and its tags are one character each: the gold output is as long as any.
     lengths = [len(get_template("alpaca").completion(one.output)) for one in perfect(NER)]
     assert [budget for _, budget in oracle.calls[-1]] == [length + 64 for length in lengths] + [32] * 7
     write_rows(data / "long.parquet", [Row("", *long, NER)])
-    evaluate("m", data, "long", tmp_path / "long", decode="greedy")
+    evaluate("m", data, "long", tmp_path / "long", decoding=Decoding("greedy"))
     assert [budget for _, budget in oracle.calls[-1]] == [1536]
-    evaluate("m", data, "test", tmp_path / "b", decode="greedy", max_new_tokens=9)
+    evaluate("m", data, "test", tmp_path / "b", decoding=Decoding("greedy", max_new_tokens=9))
     assert {budget for _, budget in oracle.calls[-1]} == {9}
 
 
 def test_sampling_is_as_asked_for(tmp_path, data, oracle):
-    evaluate("m", data, "test", tmp_path / "a", decode="sample", temperature=0.5, top_k=4, top_p=0.9, seed=8)
+    evaluate(
+        "m", data, "test", tmp_path / "a", decoding=Decoding("sample", temperature=0.5, top_k=4, top_p=0.9, seed=8)
+    )
     method = oracle.method
     assert (method.temperature, method.top_k, method.top_p, oracle.seed) == (0.5, 4, 0.9, 8)
 
@@ -199,11 +201,11 @@ def test_a_real_checkpoint_compares_candidates_and_writes_lists_and_free_text(tm
         [Row("", one.input, one.output, NLI) for one in perfect(NLI)]
         + [Row("", "Sentence 1: " + "long " * 600 + "\nSentence 2: x", "Neutral", NLI)],
     )
-    compared = evaluate(model, data, "long", tmp_path / "ll", decode="loglikelihood", **how)
+    compared = evaluate(model, data, "long", tmp_path / "ll", decoding=Decoding("loglikelihood"), **how)
     entry = compared["sources"][NLI]
     found = read_predictions(tmp_path / "ll")
     assert [one.finish_reason for one in found] == ["constrained"] * 4 + ["prompt_too_long"]
     assert [sorted(one.loglikelihoods or {}) for one in found] == [sorted(get_source(NLI).task.labels)] * 4 + [[]]
     assert entry["metrics"]["accuracy_ll"] == entry["metrics"]["accuracy"]
-    greedy = evaluate(model, data, "long", tmp_path / "greedy", decode="greedy", max_new_tokens=2, **how)
+    greedy = evaluate(model, data, "long", tmp_path / "greedy", decoding=Decoding("greedy", max_new_tokens=2), **how)
     assert greedy["sources"][NLI]["parse"]["kinds"]["prompt_too_long"] == 1
