@@ -8,6 +8,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from medtune_jax.generate import decode
+from medtune_jax.generate.cache import empty_cache, resize
 from medtune_jax.model.llama import LlamaConfig
 
 
@@ -38,7 +39,7 @@ def round_up(size: int, step: int) -> int:
 
 
 class Slots(Generic[Kind]):
-    """A full batch: freed slots are given to the next rows, a quarter of the batch at a time.
+    """A full batch: freed slots are given to the next rows, a part of the batch at a time.
 
     Attributes:
       cache: its B slots; donated to and returned by the functions of decode.py.
@@ -57,9 +58,10 @@ class Slots(Generic[Kind]):
         work: Any,
     ):
         self.rows: list[Kind | None] = [None] * batch
-        self.cache = decode.empty_cache(config, batch, _POSITIONS, dtype)
+        self.cache = empty_cache(config, batch, _POSITIONS, dtype)
         self._weights, self._config = weights, config
         self._feed, self._chunk, self._work = feed, chunk, work
+        self._next = next(feed, None)
 
     @property
     def length(self) -> int:
@@ -73,16 +75,21 @@ class Slots(Generic[Kind]):
     def free(self, slot: int) -> None:
         self.rows[slot] = None
 
+    @property
+    def enough(self) -> int:
+        """Free slots that `admit` waits for; all of them once no row waits."""
+        return len(self.rows) if self._next is None else self._chunk
+
     def admit(self) -> bool:
         """Prefills waiting rows into free slots if they are worth a prefill; returns whether any slot is taken."""
         free = [slot for slot, row in enumerate(self.rows) if row is None]
         taken = []
         for slot in free[: len(free) // self._chunk * self._chunk]:
-            row = next(self._feed, None)
-            if row is None:
+            if self._next is None:
                 break
-            self.rows[slot] = row
-            taken.append((slot, row))
+            self.rows[slot] = self._next
+            taken.append((slot, self._next))
+            self._next = next(self._feed, None)
         if taken:
             self._fit()
             for start in range(0, len(taken), self._chunk):
@@ -92,7 +99,7 @@ class Slots(Generic[Kind]):
     def _fit(self) -> None:
         length = round_up(max(row.need for _, row in self.active()), _POSITIONS)
         if length != self.length:
-            self.cache = decode.resize(self.cache, length)
+            self.cache = resize(self.cache, length)
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
         sequence = round_up(max(len(row.filled) for _, row in taken), 64)

@@ -1,0 +1,142 @@
+"""The static cache of keys and values: how it is stored, written, cut, and shared out over a mesh.
+
+int8 storage is symmetric, with one float32 scale per token and key-value head, set when the token is written:
+value = int8 * scale, scale = max |value| / 127 over the head's width. Attention multiplies scores and weights by the
+scales instead of restoring keys and values (model/attention.py), so no dequantised copy of the cache is ever whole.
+
+Dimensions: B slots, K key-value heads, T positions, E width of a head, N new tokens, R slots of one call.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from medtune_jax.model.llama import LlamaConfig
+from medtune_jax.sharding import constrain
+
+_LARGEST = 127  # of int8, symmetric
+
+
+class Stored(NamedTuple):
+    """Keys or values of one layer.
+
+    Attributes:
+      values: [B, K, T, E], floating point or int8.
+      scale: of int8, float32 [B, K, T]; otherwise None.
+    """
+
+    values: jax.Array
+    scale: jax.Array | None = None
+
+
+class Cache(NamedTuple):
+    """Keys and values, one [B, K, T, E] per layer: the batched products of attention read it without a transpose."""
+
+    k: tuple[Stored, ...]
+    v: tuple[Stored, ...]
+
+    @property
+    def length(self) -> int:
+        return int(self.k[0].values.shape[2])
+
+
+def stored_dtype(dtype: Any) -> Any:
+    """Returns the dtype in which a cache that is asked for in `dtype` is held."""
+    if dtype == jnp.bfloat16 and jax.default_backend() == "cpu":
+        return jnp.dtype(jnp.float32)  # XLA:CPU scatters into bfloat16 by converting the whole array there and back
+    return jnp.dtype(dtype)
+
+
+@partial(jax.jit, static_argnames=("config", "batch", "length", "dtype"))
+def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> Cache:
+    """Returns a cache of `batch` slots with `length` positions each; dtype int8 has scales."""
+    dtype = stored_dtype(dtype)
+    shape = (batch, config.num_kv_heads, length, config.head_dim)
+
+    def blank() -> Stored:
+        scale = jnp.zeros(shape[:3], jnp.float32) if dtype == jnp.int8 else None
+        return _shard(Stored(jnp.zeros(shape, dtype), scale))
+
+    return Cache(*(tuple(blank() for _ in range(config.num_layers)) for _ in range(2)))
+
+
+def resize(cache: Cache, length: int) -> Cache:
+    """Returns the cache cut or lengthened to `length` positions; the old one is deleted as it goes.
+
+    Layer by layer, so that both are never whole at one time.
+    """
+
+    def one(old: Stored) -> Stored:
+        new = _resize(old, length=length)
+        for leaf in jax.tree.leaves(old):
+            leaf.delete()
+        return new
+
+    return Cache(tuple(map(one, cache.k)), tuple(map(one, cache.v)))
+
+
+def write(full: Stored, new_BNKE: jax.Array, positions_BN: jax.Array) -> Stored:
+    """Returns the cache of a layer with new tokens of every slot; positions beyond its end are dropped."""
+    rows_B1 = jnp.arange(new_BNKE.shape[0])[:, None]
+    new_BNKE, scale_BNK = _as_stored(new_BNKE, full)
+    values = full.values.at[rows_B1, :, positions_BN].set(new_BNKE)
+    if full.scale is None:
+        return _shard(Stored(values))
+    return _shard(Stored(values, full.scale.at[rows_B1, :, positions_BN].set(scale_BNK)))
+
+
+@partial(jax.jit, donate_argnames=("full",))
+def fill(full: Stored, new_RSKE: jax.Array, slots_R: jax.Array) -> Stored:
+    """Returns the cache of a layer, which is donated, with new keys or values at the first positions of some slots."""
+    new_RSKE, scale_RSK = _as_stored(new_RSKE, full)
+    scale_RKS = None if scale_RSK is None else jnp.swapaxes(scale_RSK, 1, 2)
+    return _put(full, Stored(jnp.swapaxes(new_RSKE, 1, 2), scale_RKS), slots_R)
+
+
+@partial(jax.jit, donate_argnames=("full",))
+def copy_in(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
+    """Returns the cache of a layer, which is donated, with what is stored in `part` at the beginning of some slots."""
+    return _put(full, part, slots_R)
+
+
+@partial(jax.jit, static_argnames=("length",))
+def copy_out(full: Stored, slots_R: jax.Array, *, length: int) -> Stored:
+    """Returns the first `length` positions of some slots; zeros beyond the end of their cache."""
+    return _cut(jax.tree.map(lambda x: x[slots_R], full), length)
+
+
+@partial(jax.jit, static_argnames=("length",))
+def _resize(full: Stored, *, length: int) -> Stored:
+    return _cut(full, length)
+
+
+def _cut(full: Stored, length: int) -> Stored:
+    extra = max(0, length - full.values.shape[2])
+
+    def cut(x: jax.Array) -> jax.Array:
+        return jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), *((0, 0),) * (x.ndim - 3)))
+
+    return _shard(jax.tree.map(cut, full))
+
+
+def _put(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
+    return _shard(jax.tree.map(lambda x, new: x.at[slots_R, :, : new.shape[2]].set(new), full, part))
+
+
+def _as_stored(new_BNKE: jax.Array, full: Stored) -> tuple[jax.Array, jax.Array | None]:
+    """Returns new keys or values as the cache holds them, and their scales [B, N, K] where it has some."""
+    if full.scale is None:
+        return new_BNKE.astype(full.values.dtype), None
+    new_BNKE = new_BNKE.astype(jnp.float32)
+    scale_BNK = jnp.max(jnp.abs(new_BNKE), axis=-1) / _LARGEST
+    steps_BNKE = new_BNKE / jnp.where(scale_BNK > 0, scale_BNK, 1.0)[..., None]
+    return jnp.round(steps_BNKE).astype(jnp.int8), scale_BNK
+
+
+def _shard(stored: Stored) -> Stored:
+    """Under a mesh: slots over the batch axes, key-value heads over `tensor`, each where it divides."""
+    return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", *(None,) * (x.ndim - 2)), stored)
