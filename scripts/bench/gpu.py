@@ -1,6 +1,7 @@
-"""Checks and training speed on one GPU, beside transformers and PEFT, in one call of under ten minutes.
+"""Checks, training and decoding speed on one GPU, beside transformers and PEFT, each call under ten minutes.
 
-    bash scripts/bench/gpu.sh --out=DIR            # writes DIR/gpu.json after each part, prints a table at the end
+    bash scripts/bench/gpu.sh --out=DIR                    # checks and training: DIR/gpu.json, a table at the end
+    bash scripts/bench/gpu.sh --out=DIR2 --work=decoding   # gpu_generate.py and its peer
 
 Llama2-7B's shape, random weights made on the device, packs of 4,096 positions. The parts, each a process of its own
 with the GPU to itself, the most valuable first: each attention backend's correctness and time (the fastest right one is
@@ -27,7 +28,8 @@ from absl import app, flags
 from gpu_work import SHAPES, parameters
 
 _SHAPE = flags.DEFINE_enum("shape", "llama2_7b", list(SHAPES), "The model; tiny is for a CPU.")
-_PARTS = flags.DEFINE_list("parts", None, "Some of the parts by name; default: all.")
+_WORK = flags.DEFINE_enum("work", "training", ["training", "decoding"], "Which parts, where --parts does not say.")
+_PARTS = flags.DEFINE_list("parts", None, "Some of the parts by name.")
 _STEPS = flags.DEFINE_integer("steps", 8, "Updates that are timed.", lower_bound=1)
 _WAYS = flags.DEFINE_integer("ways", 2, "Ways of saving memory that are measured, of each work.", lower_bound=1)
 _SECONDS = flags.DEFINE_float("seconds", 570.0, "In all.")
@@ -55,6 +57,10 @@ class Part:
     def is_check(self) -> bool:
         return self.program == "gpu_check.py"
 
+    @property
+    def is_decoding(self) -> bool:
+        return self.program.startswith("gpu_generate")
+
 
 PARTS = {
     "cudnn": Part("gpu_check.py", ("--check=cudnn",), 45),
@@ -67,6 +73,9 @@ PARTS = {
     "runs": Part("gpu_check.py", ("--check=runs",), 90),
     "peer full f32": Part("gpu_peer.py", ("--tuning=full_f32",), 80),
     "qlora": Part("gpu_medtune.py", ("--tuning=qlora",), 80),
+    "decode": Part("gpu_generate.py", (), 180),
+    "decode int8": Part("gpu_generate.py", ("--cache_dtype=int8", "--prefill_tokens="), 120),
+    "peer decode": Part("gpu_generate_peer.py", (), 240),
 }
 _LEAST = 25.0  # seconds: with less left no part is begun
 
@@ -84,7 +93,7 @@ def main(_: list[str]) -> None:
             f"{memory / 2**30:.0f} GiB"
         )
         print(report["note"], file=sys.stderr)
-    for part in _PARTS.value or PARTS:
+    for part in _PARTS.value or [name for name in PARTS if PARTS[name].is_decoding == (_WORK.value == "decoding")]:
         left = end - time.monotonic()
         if left < _LEAST:
             report["parts"][part] = {"error": "no time was left for it"}
@@ -121,7 +130,7 @@ def layers_that_fit(memory: float) -> int:
 def arguments(part: str, layers: int, done: dict[str, Any]) -> list[str]:
     """Returns what a part is told beside its own words."""
     words = [f"--shape={_SHAPE.value}"]
-    if PARTS[part].is_check:
+    if PARTS[part].is_check or PARTS[part].is_decoding:
         return words
     words += [f"--steps={_STEPS.value}", f"--ways={_WAYS.value}"]
     if part in ("full", *PEERS["full"]):
@@ -178,11 +187,34 @@ def table(report: dict[str, Any]) -> str:
                 f"{name:14} {found['tokens_per_second']:9,.0f} {found['padded_tokens_per_second']:9,.0f} {mfu:>6} "
                 f"{memory:>6} {found['layers']:6}  {found['saving']}, {found['packs']} packs, {found['attention']}"
             )
+        elif "decode" in found:
+            lines += decoded(name, found)
         else:
             lines.append(f"{name:14} {told_of(found)}")
     lines += ["", "GiB at the highest: of this side as the compiler plans an update, of the peer's as torch allocated."]
     whole = "note" not in report and report["shape"] == "llama2_7b"
     return "\n".join([*lines, "", *verdicts(report["parts"], whole)])
+
+
+def decoded(name: str, found: dict[str, Any]) -> list[str]:
+    """Returns the lines of a decoding part: each batch's tokens per second and shares of the limits, and prefill."""
+    lines = []
+    for batch, one in found["decode"].items():
+        if "error" in one:
+            lines.append(f"{name:14} batch {batch}: FAILED: {one['error']}")
+            continue
+        shares = [f"{key.replace('_', ' ')} {value:.1%}" for key, value in one.items() if key.startswith("share")]
+        how = ", ".join([*shares, one.get("cache", "")]).strip(", ")
+        lines.append(
+            f"{name:14} {one['tokens_per_second']:9,.0f} batch {batch}, {one['step_seconds'] * 1e3:.2f} ms; {how}"
+        )
+    for tokens, one in found.get("prefill", {}).items():
+        if "error" in one:
+            lines.append(f"{name:14} prefill of {tokens}: FAILED: {one['error']}")
+        else:
+            mfu = "" if one["mfu"] is None else f", MFU {one['mfu']:.1%}"
+            lines.append(f"{name:14} {one['tokens_per_second']:9,.0f} prefill of {tokens}{mfu}")
+    return lines
 
 
 def told_of(found: dict[str, Any]) -> str:

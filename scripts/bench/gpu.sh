@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Checks and training speed on one GPU, beside transformers and PEFT (scripts/bench/gpu.py says what and how):
+# Checks, training and decoding speed on one GPU, beside transformers and PEFT (scripts/bench/gpu.py says what and how):
 #
-#     bash scripts/bench/gpu.sh --out=DIR [--shape=tiny] [--parts=full,peer\ full] [--seconds=570]
+#     bash scripts/bench/gpu.sh --out=DIR [--work=decoding] [--shape=tiny] [--parts=full,peer\ full] [--seconds=570]
 #
 # Without --out the figures go to $OUT, or to gpu_bench/. PYTHON names the interpreter; it needs jax with its CUDA
 # plugin, optax, orbax-checkpoint, sentencepiece, pyarrow, torch, transformers and peft. Nothing is downloaded.

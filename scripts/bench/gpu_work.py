@@ -66,6 +66,53 @@ def batches(shape: Shape, packs: int) -> Iterator[dict[str, np.ndarray]]:
         yield data.batch(step)
 
 
+def random_prompts(shape: Shape, rows: int, tokens: int) -> list[list[int]]:
+    """Returns the same prompts on every machine."""
+    draw = np.random.default_rng(0)
+    return [list(map(int, row)) for row in draw.integers(3, shape.vocab, (rows, tokens))]
+
+
+def decode_times(run: Callable[[int, int, int], float], shape: Shape, batch: int, prompt: int) -> tuple[float, int]:
+    """Returns (seconds of one step of decoding, positions that the cache held in the middle).
+
+    Args:
+      run: (rows, prompt tokens, new tokens) -> seconds; called for a short and a long answer, each once to compile.
+    """
+    prompt = min(prompt, shape.sequence // 4)
+    short, long = 16, min(144, shape.sequence - prompt)
+    for new in (short, long):
+        run(batch, prompt, new)
+    step = (min(run(batch, prompt, long) for _ in range(2)) - min(run(batch, prompt, short) for _ in range(2))) / (
+        long - short
+    )
+    return step, prompt + (short + long) // 2
+
+
+# Bytes per second of device memory, by the makers' data sheets.
+BANDWIDTH = {"H200": 4.8e12, "H100": 3.35e12, "A100": 2.04e12, "TPU v5 lite": 0.819e12, "TPU v5": 2.765e12}
+
+
+def decode_limit(
+    shape: Shape, batch: int, positions: int, device: str, copying: float, cache_bytes: int
+) -> dict[str, float]:
+    """Returns the least seconds of one step by memory traffic: name of the limit -> seconds.
+
+    Read are all weights but the embedding, 2 bytes each, and keys and values of `positions` for every row.
+    """
+    weights = 2 * (parameters(shape) - shape.vocab * shape.hidden)
+    cache = batch * positions * 2 * shape.layers * shape.hidden * cache_bytes
+    limits = {"share_of_copy_speed": (weights + cache) / copying}
+    for name, speed in BANDWIDTH.items():
+        if name in device:
+            return {"share_of_bandwidth": (weights + cache) / speed, **limits}
+    return limits
+
+
+def forward_flops(shape: Shape, tokens: int) -> float:
+    """Returns the FLOPs of one prompt token: 2 per weight (the embedding is looked up), and causal attention."""
+    return 2 * (parameters(shape) - shape.vocab * shape.hidden) + 2 * shape.layers * shape.hidden * tokens
+
+
 def timed_updates(update: Callable[[Any], float], made: Iterator[Any], steps: int, until: float) -> dict[str, Any]:
     """Times `steps` updates after warming up; fewer, but one at least, when time.monotonic() passes `until`.
 
