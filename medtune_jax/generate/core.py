@@ -27,7 +27,7 @@ from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
 
 _LEAST_GROUP = 256  # rows
-_BATCHES = 8  # a group is so many times the batch: what the draining of its slots costs is a small part
+_BATCHES = 16  # a group is so many times the batch: what the draining of its slots costs is a small part
 
 
 @dataclass
@@ -86,7 +86,7 @@ class Core:
     def batch(self, rows: int, batch_size: int) -> tuple[int, int]:
         """Returns (slots, how many of them are prefilled together)."""
         batch = min(batch_size, 1 << max(0, rows - 1).bit_length())
-        chunk = max(1, batch // 4 // self.ways) * self.ways
+        chunk = max(1, max(min(batch, 2), batch // 8) // self.ways) * self.ways
         return -(-batch // chunk) * chunk, chunk
 
     def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:

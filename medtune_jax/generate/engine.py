@@ -16,12 +16,17 @@ from jax.sharding import Mesh
 from medtune_jax.data.encode import encode_prompt
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
-from medtune_jax.generate import beams, decode, free, scored, speculative, templated
+from medtune_jax.errors import UserError
+from medtune_jax.generate import agreement, beams, free, scored, speculative, templated
+from medtune_jax.generate.agreement import TemplateCheck
 from medtune_jax.generate.core import Core, Work
+from medtune_jax.generate.free import OnText
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import Generation, OnDone, Results
 from medtune_jax.generate.sampling import Beam, Method
 from medtune_jax.generate.template import TemplateRequest
+from medtune_jax.generate.weights import decoding_weights
+from medtune_jax.generate.writing import stop_strings
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.model.lora import LoraAdapter
 
@@ -33,6 +38,7 @@ class Engine:
 
     Args:
       params: the tree of model/llama.py; cast and placed once, the engine keeps its own copy.
+      donate: give `params` up for it, so that they are not held twice.
       adapter: merged into that copy.
       mesh: weights and key-value heads are split over `tensor`, slots over the batch axes; None = one device.
       dtype: of weights, activations and cache; float32 is computed with matmul precision "highest".
@@ -47,10 +53,11 @@ class Engine:
         mesh: Mesh | None = None,
         dtype: Any = "float32",
         adapter: LoraAdapter | None = None,
+        donate: bool = False,
     ):
         self.config = config
         self.tokenizer = tokenizer
-        weights = decode.decoding_weights(params, config, jnp.dtype(dtype), mesh, adapter)
+        weights = decoding_weights(params, config, jnp.dtype(dtype), mesh, adapter, donate=donate)
         self._core = Core(weights, config, tokenizer, mesh, jnp.dtype(dtype))
 
     @property
@@ -67,9 +74,11 @@ class Engine:
         batch_size: int = 32,
         seed: int = 0,
         rows: Sequence[int] | None = None,
+        stop: Sequence[str] = (),
         draft: Literal["prompt"] | None = None,
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
+        on_text: OnText | None = None,
         progress: str | None = None,
     ) -> list[Generation]:
         """Continues prompts freely.
@@ -79,21 +88,29 @@ class Engine:
           max_new_tokens: tokens allowed, EOS included; one number or one per prompt.
           batch_size: slots decoded together.
           seed, rows: a prompt's randomness depends on seed and its number in `rows` (default: its index) alone.
+          stop: strings that end a text: it goes up to the first that is complete, wherever the borders of its tokens
+            lie. What stands in the prompt ends nothing.
           draft: "prompt" = write greedy's text in fewer passes, by verifying what stood behind the same tokens before
             (generate/speculative.py).
           skip: indices of prompts that need no answer. Which rows share a batch does not depend on it (core.py), so
             that an answer is the same to the last bit whichever rows are skipped.
           on_done: called as (index, generation) when a row is finished, in any order.
+          on_text: called as (index, new text) while rows are written. The pieces of a row make up its text; none holds
+            half a character or what may become a stop string.
           progress: label of a progress line on stderr; None = none.
 
         Returns:
           one Generation per prompt that is not skipped, in order.
 
         Raises:
-          UserError: the model's logits are not finite; a draft for another method than plain greedy.
+          UserError: the model's logits are not finite; a draft for another method than plain greedy; an empty stop
+            string; stop strings or on_text with a draft or beam search.
         """
         if draft is not None:
             speculative.check(method)
+        stop = stop_strings(stop)
+        if (stop or on_text) and (draft is not None or isinstance(method, Beam)):
+            raise UserError("Stop strings and streaming belong to decoding token by token: without draft and beams.")
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         results = Results(len(prompts), skip, on_done, progress)
         with self._core.context(), results:
@@ -103,7 +120,7 @@ class Engine:
             elif isinstance(method, Beam):
                 beams.search(self._core, waiting, method, batch_size, skip, results)
             else:
-                free.generate(self._core, waiting, method, batch_size, seed, skip, results)
+                free.generate(self._core, waiting, method, batch_size, seed, skip, results, stop=stop, on_text=on_text)
         return results.finished()
 
     def speculate_template(
@@ -153,6 +170,22 @@ class Engine:
         with self._core.context(), results:
             templated.decode_template(self._core, requests, template, batch_size, skip, results)
         return results.finished()
+
+    def check_template(
+        self,
+        requests: Sequence[TemplateRequest],
+        template: Template,
+        answers: Sequence[Generation],
+        *,
+        batch_size: int = 8,
+    ) -> TemplateCheck:
+        """Decodes rows again under the same constraint, one token in each pass, and compares (generate/agreement.py).
+
+        Args:
+          requests, answers: of `decode_template`, in the same order; a sample, for there are as many passes as tokens.
+        """
+        with self._core.context():
+            return agreement.check_template(self._core, requests, template, answers, batch_size)
 
     def loglikelihoods(
         self,

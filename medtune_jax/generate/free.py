@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,8 +14,12 @@ from medtune_jax.generate.results import PROMPT_TOO_LONG, FinishReason, Generati
 from medtune_jax.generate.sampling import Method
 from medtune_jax.generate.slots import Slots
 from medtune_jax.generate.template import NOT_FINITE
+from medtune_jax.generate.writing import Writing
 
-_STEPS = 16  # tokens decoded between looks at which rows are done
+_STEPS = 16  # tokens decoded at most between looks at which rows are done
+_STREAMED = 4  # the same where the text is read as it is written
+
+OnText = Callable[[int, str], None]
 
 
 @dataclass
@@ -67,39 +71,68 @@ def generate(
     seed: int,
     skip: Collection[int],
     results: Results,
+    *,
+    stop: Sequence[str] = (),
+    on_text: OnText | None = None,
 ) -> None:
     """Answers prompts freely (`Engine.generate`)."""
     for group in groups(rows, batch_size, skip):
-        _generate(core, group, method, batch_size, seed, results)
+        slots = core.slots(group, batch_size)
+        writings: dict[int, Writing] = {}
+        while slots.admit():
+            chosen_BN = _steps(core, slots, method, seed, _STREAMED if on_text else _STEPS)
+            if (chosen_BN == decode.NOT_A_TOKEN).any():
+                raise UserError(NOT_FINITE)
+            for slot, row in slots.active():
+                new = [token for token in chosen_BN[slot].tolist() if token >= 0]
+                writing = writings.setdefault(row.index, Writing(core.continuation, row.prompt, stop))
+                piece, answer = _advance(core, row, new, writing, watched=bool(stop or on_text))
+                if on_text and piece and row.index not in skip:
+                    on_text(row.index, piece)
+                if answer:
+                    results.add(row.index, answer)
+                    slots.free(slot)
+                    del writings[row.index]
 
 
-def _generate(
-    core: Core, group: Sequence[Prompt], method: Method, batch_size: int, seed: int, results: Results
-) -> None:
-    slots = core.slots(group, batch_size)
-    while slots.admit():
-        chosen_BN = _steps(core, slots, method, seed)
-        if (chosen_BN == decode.NOT_A_TOKEN).any():
-            raise UserError(NOT_FINITE)
-        for slot, row in slots.active():
-            row.chosen += [token for token in chosen_BN[slot].tolist() if token >= 0]
-            ended = row.chosen[-1] == core.tokenizer.eos_id
-            if ended or len(row.chosen) == row.limit:
-                tokens = tuple(row.chosen[:-1] if ended else row.chosen)
-                text = core.continuation(row.prompt, tokens)
-                reason: FinishReason = "eos" if ended else "length"
-                results.add(row.index, Generation(tokens, text, reason, len(row.chosen), len(tokens)))
-                slots.free(slot)
+def _advance(
+    core: Core, row: Prompt, new: list[int], writing: Writing, *, watched: bool
+) -> tuple[str, Generation | None]:
+    """Returns what became final of a row's text by more tokens, and the answer once it is whole.
+
+    watched: whether the text is asked for before it is whole.
+    """
+    row.chosen += new
+    ended = row.chosen[-1] == core.tokenizer.eos_id
+    written = new[:-1] if ended else new
+    writing.add(written)
+    piece = writing.settle(len(written)) if watched else ""
+    if (ended or len(row.chosen) == row.limit) and not writing.stopped:
+        piece += writing.end()
+    elif not writing.stopped:
+        return piece, None
+    tokens, passes = len(row.chosen) - ended, len(row.chosen)
+    reason: FinishReason = "eos" if ended else "length"
+    if writing.stopped:
+        reason, (tokens, passes) = "stop", writing.counts()
+        core.work.busy_slot_passes -= len(row.chosen) - passes
+    return piece, Generation(tuple(row.chosen[:tokens]), writing.text, reason, passes, tokens)
 
 
-def _steps(core: Core, slots: Slots[Prompt], method: Method, seed: int) -> np.ndarray:
-    """Decodes up to _STEPS tokens in every slot; returns them [B, _STEPS], -1 where none."""
+def _steps(core: Core, slots: Slots[Prompt], method: Method, seed: int, steps: int) -> np.ndarray:
+    """Decodes up to `steps` tokens in every slot; returns them [B, steps], -1 where none."""
     batch = len(slots.rows)
     token_B, position_B, count_B, limit_B, rows_B = (np.zeros(batch, np.int32) for _ in range(5))
+    texts_BT = None
+    if method.repetition_penalty != 1:
+        # Sent anew each time: little beside a step, and nothing has to be kept as rows come and go.
+        texts_BT = np.full((batch, slots.length), core.config.padded_vocab, np.int32)
     for slot, row in slots.active():
         token_B[slot] = row.chosen[-1] if row.chosen else row.prompt[-1]
         position_B[slot] = len(row.prompt) + len(row.chosen) - 1
         count_B[slot], limit_B[slot], rows_B[slot] = len(row.chosen), row.limit, row.number
+        if texts_BT is not None:
+            texts_BT[slot, : position_B[slot] + 1] = [*row.prompt, *row.chosen]
     slots.cache, chosen_BN = decode.decode_steps(
         core.weights,
         slots.cache,
@@ -109,10 +142,12 @@ def _steps(core: Core, slots: Slots[Prompt], method: Method, seed: int) -> np.nd
         limit_B,
         rows_B,
         np.uint32(seed % 2**32),
+        texts_BT,
+        np.int32(slots.enough),
         config=core.config,
         method=method,
         eos_id=core.tokenizer.eos_id,
-        steps=_STEPS,
+        steps=steps,
     )
     chosen = np.asarray(chosen_BN)
     used = (chosen != -1).sum(axis=1)

@@ -133,7 +133,7 @@ Method = Greedy | Sample
 
 
 def penalised(logits_BV: jax.Array, seen_BV: jax.Array | None, penalty: float) -> jax.Array:
-    """Returns the logits with those of seen tokens divided by `penalty` where positive, multiplied by it where negative.
+    """Returns the logits with those of seen tokens divided by `penalty` where positive, multiplied where negative.
 
     Keskar et al. 2019 as transformers has it: seen is what stands in prompt or answer. seen_BV: bool; None = none.
     """
