@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from medtune_jax.generate.template import Piece, Row, common_prefix, last_option
+from medtune_jax.generate.template import Piece, Row, Walk, common_prefix
 
 _NGRAMS = (3, 2, 1)  # tokens that must have stood before, longest first
 _LOOKED_UP = 15  # tokens of a look-up at first: with the token before them a pass of 16
@@ -50,16 +50,26 @@ class Lookup:
 
 @dataclass
 class _Pass:
-    """The last pass over a template's text.
+    """A pass over a template's text.
 
     Attributes:
-      drafted: per piece, the combination and the place of its first token in the output; tokens: of all pieces.
-      greedy: place -> the token that greedy would write behind all that was drafted before it.
+      tokens: the output that was drafted, EOS last; starts: per piece that has any, the place of its first.
+      greedy: place -> the token that greedy would write behind all drafted before it.
     """
 
-    drafted: list[tuple[int, int]] = field(default_factory=list)
     tokens: list[int] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
     greedy: dict[int, int] = field(default_factory=dict)
+
+    def chosen(self, piece: int, begun: Sequence[int]) -> list[int]:
+        """Returns which tokens may come behind the first few of a piece: greedy's choice, then the drafted one."""
+        if piece >= len(self.starts):
+            return []
+        start = self.starts[piece]
+        at = start + len(begun)
+        if self.tokens[start:at] != list(begun):
+            return []
+        return [self.greedy[at], *self.tokens[at : at + 1]] if at in self.greedy else self.tokens[at : at + 1]
 
 
 class Guess:
@@ -84,13 +94,11 @@ class Guess:
     def draft(self, most: int) -> list[int]:
         """Returns up to `most` tokens that greedy may write next, without EOS."""
         if self._row is not None:
-            drafted = _walk(self._row.pieces, self._written, self._last)
-            if drafted is not None:
-                pairs = zip(self._row.pieces, drafted, strict=True)
-                self._last.drafted = drafted
-                self._last.tokens = [token for piece, (chosen, _) in pairs for token in piece.tokens[chosen]]
+            found = _walk(self._row.pieces, self._written, self._last)
+            if found is not None:
+                self._last = found
                 # EOS ends the text: behind it nothing is to be predicted.
-                return self._last.tokens[len(self._written) : -1][:most]
+                return found.tokens[len(self._written) : -1][:most]
             self._left = self._last.tokens[common_prefix(self._last.tokens, self._written) : -1]
             self._row = None
         most = min(most, self._most)
@@ -120,33 +128,22 @@ class Guess:
         return []
 
 
-def _walk(pieces: Sequence[Piece], written: Sequence[int], last: _Pass) -> list[tuple[int, int]] | None:
-    """Returns (combination, place of its first token) of each piece of the likeliest allowed output that begins with
-    `written`; None where none does."""
-    way: list[tuple[int, int]] = []
-    at = 0
-    previous: str | None = None
-    for index, piece in enumerate(pieces):
-        drafted, start = last.drafted[index] if last.drafted else (None, 0)
-        alive = piece.permitted(previous)
-        depth = 0
-        # Of several combinations that may stand here none begins another: each has a token at this depth.
-        while len(alive) > 1 or depth < len(piece.tokens[alive[0]]):
-            if at + depth < len(written):
-                token: int | None = written[at + depth]
-            elif len(alive) == 1:
-                break
-            else:
-                children = [piece.tokens[one][depth] for one in alive]
-                token = children[0]
-                if drafted is not None and piece.tokens[drafted][:depth] == piece.tokens[alive[0]][:depth]:
-                    guesses = (last.greedy.get(start + depth), *piece.tokens[drafted][depth : depth + 1])
-                    token = next((guess for guess in guesses if guess in children), token)
-            alive = tuple(one for one in alive if piece.tokens[one][depth] == token)
-            if not alive:
-                return None
-            depth += 1
-        way.append((alive[0], at))
-        at += len(piece.tokens[alive[0]])
-        previous = last_option(piece.options[alive[0]], previous)
-    return way
+def _walk(pieces: Sequence[Piece], written: Sequence[int], last: _Pass) -> _Pass | None:
+    """Returns the likeliest allowed output that begins with `written`; None where none does."""
+    walk, found = Walk(pieces), _Pass()
+    while children := walk.children:
+        at = len(found.tokens)
+        if len(found.starts) == len(walk.chosen):
+            found.starts.append(at)
+        if at < len(written):
+            token = written[at]
+        elif len(children) == 1:
+            [token] = children
+        else:
+            guesses = last.chosen(len(walk.chosen), walk.begun)
+            token = next((guess for guess in guesses if guess in children), walk.first)
+        if token not in children:
+            return None
+        found.tokens.append(token)
+        walk.take(token)
+    return found if len(written) <= len(found.tokens) else None

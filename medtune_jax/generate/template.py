@@ -191,6 +191,62 @@ class Row:
         return final
 
 
+class Walk:
+    """A way through the trie of a row's allowed sequences, token by token.
+
+    Attributes:
+      chosen: the combination of each piece that is written; the next one is the piece that is being written.
+      depth: tokens of that piece that are written.
+    """
+
+    def __init__(self, pieces: Sequence[Piece]):
+        self._pieces = pieces
+        self._previous: str | None = None
+        self._alive: tuple[int, ...] = ()
+        self.chosen: list[int] = []
+        self.depth = 0
+        self._enter()
+
+    @property
+    def children(self) -> list[int]:
+        """The tokens that may come next, ascending; none behind EOS."""
+        tokens = self._pieces[len(self.chosen)].tokens if len(self.chosen) < len(self._pieces) else ()
+        return sorted({tokens[one][self.depth] for one in self._alive}) if tokens else []
+
+    @property
+    def first(self) -> int:
+        """Of `children`, that of the combination which stands first in its piece."""
+        return self._pieces[len(self.chosen)].tokens[self._alive[0]][self.depth]
+
+    @property
+    def begun(self) -> tuple[int, ...]:
+        """The written tokens of the piece that is being written."""
+        return self._pieces[len(self.chosen)].tokens[self._alive[0]][: self.depth]
+
+    def take(self, token: int) -> None:
+        """Writes one of `children`."""
+        tokens = self._pieces[len(self.chosen)].tokens
+        self._alive = tuple(one for one in self._alive if tokens[one][self.depth] == token)
+        self.depth += 1
+        # None of the combinations that may stand here begins another: the last token of one leaves only this one.
+        if self.depth == len(tokens[self._alive[0]]):
+            self._leave()
+            self._enter()
+
+    def _enter(self) -> None:
+        """Goes to the next piece in which something is to be written."""
+        for piece in self._pieces[len(self.chosen) :]:
+            self._alive, self.depth = piece.permitted(self._previous), 0
+            if piece.tokens[self._alive[0]]:
+                return
+            self._leave()
+
+    def _leave(self) -> None:
+        combination = self._pieces[len(self.chosen)].options[self._alive[0]]
+        self._previous = last_option(combination, self._previous)
+        self.chosen.append(self._alive[0])
+
+
 def longest_output(pieces: Sequence[Piece]) -> int:
     """Returns the number of tokens of the longest permitted way through the pieces."""
     longest: dict[str | None, int] = {None: 0}  # by the last option of the way so far
