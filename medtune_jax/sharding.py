@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -62,7 +63,7 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         sizes[sizes.index(-1)] = len(devices) // rest
     if math.prod(sizes) != len(devices):
         raise UserError(f"mesh: {named} needs {math.prod(sizes)} devices, there are {len(devices)}.")
-    slices = len({_slice(device) for device in devices})
+    slices = count_slices(devices)
     if devices[0].platform != "tpu":
         ordered = sorted(devices, key=lambda device: (_slice(device), device.process_index, device.id))
         return Mesh(np.array(ordered).reshape(sizes), MESH_AXES, axis_types=_AUTO)
@@ -75,6 +76,11 @@ def make_mesh(config: MeshConfig, devices: list[Any] | None = None) -> Mesh:
         )
     within, across = (1, *sizes[1:]), (slices, *(1 for _ in sizes[1:]))
     return Mesh(mesh_utils.create_hybrid_device_mesh(within, across, devices), MESH_AXES, axis_types=_AUTO)
+
+
+def count_slices(devices: Sequence[Any]) -> int:
+    """Returns in how many slices TPUs, or nodes GPUs, lie; within one they are joined by fast links."""
+    return len({_slice(device) for device in devices})
 
 
 def _slice(device: Any) -> int:

@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from medtune_jax.cli.several import define_process_flags, joined_as
 from medtune_jax.config import Config
 from medtune_jax.config_values import read_json
 from medtune_jax.errors import UserError
@@ -39,21 +40,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         required=True,
         flag_values=flags,
     )
-    absl_flags.DEFINE_string(
-        "coordinator", None, "HOST:PORT of the first of several processes, any free port.", flag_values=flags
-    )
-    absl_flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=flags)
-    absl_flags.DEFINE_integer("process_id", None, "Which of them this one is; 0 is the first.", flag_values=flags)
-    absl_flags.DEFINE_integer(
-        "process_timeout",
-        60,
-        "Seconds from the death of a process to the end of the others.",
-        lower_bound=6,
-        flag_values=flags,
-    )
-    absl_flags.DEFINE_integer(
-        "join_timeout", 300, "Seconds in which all processes must have started.", lower_bound=1, flag_values=flags
-    )
+    define_process_flags(flags)
 
 
 def base_config(flags: Any) -> Config:
@@ -71,17 +58,10 @@ def run(flags: Any, config: Config) -> dict[str, Any] | None:
     """Returns train/loop.py's Result as a dict, with the run folder; None in a process that does not speak."""
     if "XLA_PYTHON_CLIENT_MEM_FRACTION" not in os.environ:  # its older name: XLA refuses both
         os.environ.setdefault("XLA_CLIENT_MEM_FRACTION", "0.95")  # before jax is imported
-    from medtune_jax.processes import is_first, joined
+    from medtune_jax.processes import is_first
     from medtune_jax.train.loop import train
 
-    with joined(
-        "medtune train",
-        flags.coordinator,
-        flags.num_processes,
-        flags.process_id,
-        timeout=flags.process_timeout,
-        join_timeout=flags.join_timeout,
-    ):
+    with joined_as("medtune train", flags):
         result = train(config, flags.workdir)
         speaks = is_first()
     return {"workdir": flags.workdir, **dataclasses.asdict(result)} if speaks else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +24,8 @@ from medtune_jax.model.lora import abstract_adapter, merge
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.saved.checkpoints import Checkpoints
 
+Placing = Mesh | Callable[[LlamaConfig], Mesh | None] | None  # a mesh, or what gives it for an architecture
+
 
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
@@ -34,6 +37,7 @@ class LoadedModel:
       template: the template that it was tuned with; None where its folder names none, or by force_template.
       sha256: identity of the weights; for a run, of what it was made from, its step and its checksums.
       lora: settings of the adapters that were merged into params; None where there were none.
+      mesh: over which params lie; None = one device.
     """
 
     params: Params
@@ -42,12 +46,13 @@ class LoadedModel:
     template: str | None
     sha256: str
     lora: LoraConfig | None = None
+    mesh: Mesh | None = None
 
 
 def load_model(
     path: str | Path,
     dtype: Any = "float32",
-    mesh: Mesh | None = None,
+    mesh: Placing = None,
     max_positions: int | None = None,
     *,
     force_template: bool = False,
@@ -58,6 +63,10 @@ def load_model(
     float32, then rounded to `dtype`. Where the base was quantised, W are the dequantised weights, which are those that
     the adapters were trained with (PEFT merges so too, and then quantises the sum again; here it is not).
 
+    Every parameter is read straight into its shards: no device and no host ever holds the whole of what is split. The
+    float32 of a run is read, verified and cast leaf by leaf.
+
+    mesh: or a function from the architecture to it; None = one device.
     max_positions replaces the checkpoint's own where given; raising it is warned of. force_template: where this version
     does not have the model's template as it was, give None for it and no error.
 
@@ -80,8 +89,9 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     check_vocab(tokenizer, config.vocab_size)
     template = read_template(folder, force=force_template)
-    params = load_params(folder, config, dtype, mesh)
-    return LoadedModel(params, config, tokenizer, template, weights_sha256(folder))
+    placed = mesh(config) if callable(mesh) else mesh
+    params = load_params(folder, config, dtype, placed)
+    return LoadedModel(params, config, tokenizer, template, weights_sha256(folder), mesh=placed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +123,7 @@ def load_adapter(run: str | Path) -> LoadedAdapter:
     folder = Path(run)
     if not (folder / "checkpoints").is_dir():
         raise UserError(f"{folder} is no run folder, and only a run has an adapter to take out.")
-    found = _read_run(folder, jnp.float32, _one_device(), None)
+    found = _read_run(folder, jnp.float32, None, None)
     if not found.lora.rank:
         raise UserError(f"{folder} tuned all weights (model.lora.rank is 0): there is no adapter. Export the weights.")
     return LoadedAdapter(
@@ -137,20 +147,24 @@ class _Run(NamedTuple):
     tokenizer: Tokenizer
     meta: dict[str, Any]
     sha256: str
+    mesh: Mesh | None
 
 
 def _one_device() -> Mesh:
     return make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
 
 
-def _read_run(folder: Path, dtype: Any, mesh: Mesh, max_positions: int | None) -> _Run:
+def _read_run(folder: Path, dtype: Any, mesh: Placing, max_positions: int | None) -> _Run:
     config = read_config(folder / "model", max_positions)
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
 
+    placed = mesh(config) if callable(mesh) else mesh
+    on = placed or _one_device()
+
     def abstract(meta: dict[str, Any]) -> Params:
         lora = _lora(meta)
-        return abstract_adapter(config, lora, mesh) if lora.rank else abstract_params(config, dtype, mesh)
+        return abstract_adapter(config, lora, on) if lora.rank else abstract_params(config, dtype, on)
 
     with Checkpoints(folder / "checkpoints") as checkpoints:
         trained, meta = checkpoints.read_params(abstract)
@@ -159,7 +173,7 @@ def _read_run(folder: Path, dtype: Any, mesh: Mesh, max_positions: int | None) -
     if lora.rank:
         told["lora"] = dataclasses.asdict(dataclasses.replace(lora, path=""))  # where it started from may move
     sha256 = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return _Run(trained, lora, config, tokenizer, meta, sha256)
+    return _Run(trained, lora, config, tokenizer, meta, sha256, placed)
 
 
 def _lora(meta: dict[str, Any]) -> LoraConfig:
@@ -170,10 +184,7 @@ def _template(folder: Path, meta: dict[str, Any], *, force: bool) -> str | None:
     return check_template(meta["config"]["data"]["template"], meta["identity"]["template"], folder, force=force)
 
 
-def _load_run(
-    folder: Path, dtype: Any, mesh: Mesh | None, max_positions: int | None, force_template: bool
-) -> LoadedModel:
-    mesh = mesh or _one_device()
+def _load_run(folder: Path, dtype: Any, mesh: Placing, max_positions: int | None, force_template: bool) -> LoadedModel:
     found = _read_run(folder, dtype, mesh, max_positions)
     template = _template(folder, found.meta, force=force_template)
     params, lora = found.trained, None
@@ -182,9 +193,9 @@ def _load_run(
         base = _base_folder(folder, found.meta)
         _check_base(folder, base, found.meta["identity"]["base_weights"])
         quantize = None if found.lora.base == "compute" else found.lora.base
-        weights = load_params(base, found.config, dtype, mesh, quantize=quantize)
+        weights = load_params(base, found.config, dtype, found.mesh or _one_device(), quantize=quantize)
         params = merge(weights, found.trained, found.lora, dtype)
-    return LoadedModel(params, found.config, found.tokenizer, template, found.sha256, lora)
+    return LoadedModel(params, found.config, found.tokenizer, template, found.sha256, lora, found.mesh)
 
 
 def _run_config(folder: Path) -> Path:

@@ -23,10 +23,10 @@ from medtune_jax.config import Config
 from medtune_jax.data.packing import order
 from medtune_jax.errors import UserError
 from medtune_jax.generate.answering import answer_rows, fit_budgets, ways_of
-from medtune_jax.generate.decode import decoding_mesh
 from medtune_jax.generate.decoding import Decoding
 from medtune_jax.generate.engine import Engine
 from medtune_jax.generate.results import Generation
+from medtune_jax.generate.weights import decoding_mesh
 from medtune_jax.model.llama import Params
 from medtune_jax.tasks.base import Parsed
 from medtune_jax.tasks.reading import corpus_metrics, read_answer, read_gold

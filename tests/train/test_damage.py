@@ -150,7 +150,7 @@ def test_bits_that_changed_in_place_are_found_by_the_checksum(home, run, monkeyp
 
     def restore_with_one_bit_flipped(folder, arguments):
         found = plain(folder, arguments)
-        if folder.parts[-2:] == ("6", "params"):
+        if folder.parts[-2:] == ("6", "params") and found["norm"]["scale"] is not ...:  # leaf by leaf in bfloat16
             scale = np.array(found["norm"]["scale"])
             scale.view(np.uint32)[3] ^= 1
             found["norm"]["scale"] = jax.device_put(scale, found["norm"]["scale"].sharding)

@@ -18,7 +18,7 @@ from together import log, running, wait
 from medtune_jax.config import MeshConfig
 from medtune_jax.evaluate.predictions import read_predictions
 from medtune_jax.evaluate.score import score
-from medtune_jax.generate.decode import decoding_mesh, decoding_weights
+from medtune_jax.generate.weights import decoding_mesh, decoding_weights
 from medtune_jax.model.llama import init_params
 from medtune_jax.model.lora import LoraAdapter, scale
 from medtune_jax.model.quantize import dequantize, quantize

@@ -13,6 +13,7 @@ import logging
 import os
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,7 +29,7 @@ from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params
 from medtune_jax.processes import everyones
 from medtune_jax.train.guard import init_guard
-from medtune_jax.train.saved.checksum import checksum
+from medtune_jax.train.saved.checksum import checksum, leaf_part, of_parts
 from medtune_jax.train.saved.formats import Identity, Meta, items, make_meta, refuse_another_run, upgraded
 from medtune_jax.train.state import TrainState, shardings
 
@@ -187,19 +188,27 @@ class Checkpoints:
         return _readable(read)
 
     def _read_item(self, step: int, name: str, abstract: Any, meta: Meta) -> Any:
-        """Restores an item as it was stored, checks its bits, and only then casts it to the dtypes of `abstract`."""
-        stored = abstract
-        if name == "params":  # float32 in every precision policy
-            stored = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.float32, sharding=x.sharding), abstract)
+        """Restores an item as it was stored, checks its bits, and casts it to the dtypes of `abstract`.
+
+        What is to be cast is read leaf by leaf: beside what is wanted, one leaf is in memory as it was stored.
+        """
         where = self.folder / str(step) / name
-        item = _readable(lambda: restore_item(where, ocp.args.StandardRestore(stored)))
-        if checksum(item) != meta["checksums"][name]:  # the same on every process
+        leaves, tree = jax.tree.flatten(abstract)
+        if name != "params" or all(leaf.dtype == jnp.float32 for leaf in leaves):
+            item = _readable(lambda: restore_item(where, ocp.args.StandardRestore(abstract)))
+            found = checksum(item)
+        else:  # stored in float32 by every precision policy
+            parts = []
+            for index, wanted in enumerate(leaves):
+                only: list[Any] = [ocp.PLACEHOLDER] * len(leaves)
+                only[index] = jax.ShapeDtypeStruct(wanted.shape, jnp.float32, sharding=wanted.sharding)
+                leaf = _readable(partial(_restore_leaf, where, jax.tree.unflatten(tree, only), index))
+                parts.append(leaf_part(leaf))
+                leaves[index] = leaf.astype(wanted.dtype)
+            item, found = jax.tree.unflatten(tree, leaves), of_parts(parts)
+        if found != meta["checksums"][name]:  # the same on every process
             raise Unreadable(f"the checksum of its {name} is wrong")
-        leaves, tree = jax.tree.flatten(item)
-        del item
-        for index, wanted in enumerate(jax.tree.leaves(abstract)):  # leaf by leaf: never two whole copies
-            leaves[index] = leaves[index].astype(wanted.dtype)
-        return jax.tree.unflatten(tree, leaves)
+        return item
 
     def _set_aside(self, unreadable: list[tuple[int, str]]) -> None:
         aside = self.folder.parent / "unreadable"
@@ -219,8 +228,18 @@ def restore_item(folder: Path, arguments: ocp.args.CheckpointArgs) -> Any:
 
     By its handler: CheckpointManager ends with a barrier, which a process that fails to read never reaches.
     """
-    handler = ocp.JsonCheckpointHandler() if isinstance(arguments, ocp.args.JsonRestore) else None
-    return (handler or ocp.StandardCheckpointHandler()).restore(epath.Path(folder.absolute()), args=arguments)
+    handler: Any = ocp.StandardCheckpointHandler
+    if isinstance(arguments, ocp.args.JsonRestore):
+        handler = ocp.JsonCheckpointHandler
+    elif isinstance(arguments, ocp.args.PyTreeRestore):
+        handler = ocp.PyTreeCheckpointHandler
+    return handler().restore(epath.Path(folder.absolute()), args=arguments)
+
+
+def _restore_leaf(folder: Path, only: Any, index: int) -> jax.Array:
+    """Reads the leaf of an item at whose place `only` says its shape; at those of the others stands PLACEHOLDER."""
+    restore_args = ocp.checkpoint_utils.construct_restore_args(only)
+    return jax.tree.leaves(restore_item(folder, ocp.args.PyTreeRestore(only, restore_args=restore_args)))[index]
 
 
 def _readable(read: Callable[[], T]) -> T:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -19,14 +20,20 @@ def checksum(tree: Any) -> int:
     Of several processes each calls it, and gets the same. Leaf by leaf: beside the tree at most one leaf, as uint32,
     is in memory (XLA for CPU materialises it).
     """
+    return of_parts([leaf_part(leaf) for leaf in jax.tree.leaves(tree)])
+
+
+def of_parts(parts: Sequence[jax.Array]) -> int:
+    """Returns the checksum of a tree from `leaf_part` of each of its leaves, in order."""
     total = 0
-    for part in jax.device_get([_of_leaf(leaf) for leaf in jax.tree.leaves(tree)]):
+    for part in jax.device_get(parts):
         total = (total * 0x9E3779B1 + int(part)) % 2**32
     return total
 
 
 @jax.jit
-def _of_leaf(leaf: jax.Array) -> jax.Array:
+def leaf_part(leaf: jax.Array) -> jax.Array:
+    """Returns what one leaf gives to the checksum of its tree, a uint32 scalar."""
     bits = _bits(jax.device_put(leaf, jax.memory.Space.Device))  # it may wait in host memory (optimizer.offload)
     place = jnp.zeros(bits.shape, jnp.uint32)
     for axis, size in enumerate(bits.shape):

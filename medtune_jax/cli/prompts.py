@@ -1,0 +1,143 @@
+"""The prompts of `medtune generate`: the one on the command line or those of a file, and the answering of a file."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+
+from medtune_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from medtune_jax.generate.engine import Engine
+    from medtune_jax.generate.results import Generation
+
+_log = logging.getLogger(__name__)
+
+
+class Asked(NamedTuple):
+    """A prompt, and what is asked about it; None = the prompt is itself what is asked."""
+
+    prompt: str
+    instruction: str | None
+
+
+def read_prompts(prompt: str | None, file: str | None, instruction: str | None) -> list[Asked]:
+    """Returns the prompt, or without one those of the file: each line, or in a .jsonl file each line's object.
+
+    Raises:
+      UserError: the file cannot be read, holds no prompt, or a line is not of that form.
+    """
+    if prompt is not None or file is None:
+        return [Asked(prompt or "", instruction)]
+    path = Path(file)
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which may stand in a prompt
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--input_file: {path} cannot be read as text: {error}") from None
+    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
+    if not numbered:
+        raise UserError(f"--input_file: {path} holds no prompt.")
+    if path.suffix != ".jsonl":
+        return [Asked(line, instruction) for _, line in numbered]
+    return [_json_prompt(line, f"{path}, line {number}", instruction) for number, line in numbered]
+
+
+def _json_prompt(line: str, where: str, instruction: str | None) -> Asked:
+    try:
+        found = json.loads(line)
+    except ValueError as error:
+        raise UserError(f"{where} is not JSON: {error}") from None
+    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
+        raise UserError(f'{where}: expected an object with the string "prompt".')
+    own = found.get("instruction", instruction)
+    if own is not None and not isinstance(own, str):
+        raise UserError(f'{where}: "instruction" is not a string.')
+    return Asked(found["prompt"], own)
+
+
+def answer_prompts(
+    engine: Engine,
+    texts: Sequence[str],
+    done: Callable[[int, Generation], dict[str, Any]],
+    *,
+    out: str | None,
+    identity: Sequence[Any],
+    batch_size: int | None,
+    **options: Any,
+) -> list[dict[str, Any]]:
+    """Answers texts; where they are to be kept in the file `out`, those that an earlier call answered are not asked.
+
+    Of several processes all call it; the first keeps the file, and all skip what that one holds.
+
+    Args:
+      done: called with the index of a text and its answer as it comes; returns the result, JSON-ready.
+      identity: what else decides an answer, JSON-ready.
+      options: of Engine.generate.
+
+    Returns:
+      the results in order; in a process other than the first those of now.
+
+    Raises:
+      UserError: see `AnswerFile`.
+      KeyboardInterrupt: Ctrl-C or SIGTERM; what was answered is in the file.
+    """
+    from medtune_jax.evaluate.answer_file import AnswerFile
+    from medtune_jax.processes import everyones, is_first
+
+    first, tokenizer = is_first(), engine.tokenizer
+    keys = [_key([index, text, *identity]) for index, text in enumerate(texts)]
+    results: dict[int, dict[str, Any]] = {}
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(_sigterm_as_ctrl_c())
+        file = stack.enter_context(AnswerFile(Path(out), keys)) if out and first else None
+
+        def keep(index: int, answer: Generation) -> None:
+            results[index] = done(index, answer)
+            if file is not None:
+                file.add(index, results[index])
+
+        answered = everyones("answered", [] if file is None else file.answered)[0]
+        if answered:
+            _log.info("%d of %d prompts are answered already.", len(answered), len(texts))
+        engine.generate(
+            [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts],
+            **options,
+            batch_size=batch_size,
+            skip=frozenset(answered),
+            on_done=keep,
+            progress="generate" if first else None,
+        )
+        long = sorted(index for index, one in results.items() if one["finish_reason"] == "prompt_too_long")
+        if long:
+            _log.warning(
+                "Prompts that with their template are too long for the model: %d, the first is prompt %d.",
+                len(long),
+                long[0] + 1,
+            )
+        return [results[index] for index in sorted(results)] if file is None else file.finish()
+    raise AssertionError("nothing above swallows an exception")
+
+
+def _key(asked: Sequence[Any]) -> str:
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
+
+
+@contextlib.contextmanager
+def _sigterm_as_ctrl_c() -> Iterator[None]:
+    """Where processes were joined, JAX's service took SIGTERM from the handler of main.py."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

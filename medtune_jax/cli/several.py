@@ -1,0 +1,43 @@
+"""The flags of verbs that may run as several processes, and the joining of them."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+
+from absl import flags as absl_flags
+
+
+def define_process_flags(flags: absl_flags.FlagValues) -> None:
+    """Defines the flags that place a process among several, and the times in which they find and lose one another."""
+    absl_flags.DEFINE_string(
+        "coordinator", None, "HOST:PORT of the first of several processes, any free port.", flag_values=flags
+    )
+    absl_flags.DEFINE_integer("num_processes", None, "How many processes there are.", flag_values=flags)
+    absl_flags.DEFINE_integer("process_id", None, "Which of them this one is; 0 is the first.", flag_values=flags)
+    absl_flags.DEFINE_integer(
+        "process_timeout",
+        60,
+        "Seconds from the death of a process to the end of the others.",
+        lower_bound=6,
+        flag_values=flags,
+    )
+    absl_flags.DEFINE_integer(
+        "join_timeout", 300, "Seconds in which all processes must have started.", lower_bound=1, flag_values=flags
+    )
+
+
+def joined_as(name: str, flags: absl_flags.FlagValues) -> AbstractContextManager[None]:
+    """Joins the processes that the flags, or a launcher, place (processes.py `joined`); alone, it does nothing.
+
+    name: of the command, before its messages.
+    """
+    from medtune_jax.processes import joined
+
+    return joined(
+        name,
+        flags.coordinator,
+        flags.num_processes,
+        flags.process_id,
+        timeout=flags.process_timeout,
+        join_timeout=flags.join_timeout,
+    )
