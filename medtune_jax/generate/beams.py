@@ -1,0 +1,159 @@
+"""Beam search, host side: which texts the beams wrote, of what the device tells of its steps (beam_steps.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+from medtune_jax.errors import UserError
+from medtune_jax.generate.beam_steps import NEVER, Steps, beam_steps
+from medtune_jax.generate.core import Core, groups
+from medtune_jax.generate.free import Prompt
+from medtune_jax.generate.results import Alternative, FinishReason, Generation, Results
+from medtune_jax.generate.sampling import Beam
+from medtune_jax.generate.slots import Slots
+from medtune_jax.generate.template import NOT_FINITE
+
+_STEPS = 16  # tokens written between looks at which rows are done
+
+
+@dataclass
+class Search:
+    """A prompt under beam search, n beams; t tokens are written so far.
+
+    Attributes:
+      limit: tokens that it may be given, EOS included.
+      text_nt: the unfinished texts; beam_nt: which beam computed each position of their past; score_n: their sums of
+        log-probabilities.
+      finished: (score, tokens), best first.
+    """
+
+    index: int
+    prompt: Sequence[int]
+    limit: int
+    text_nt: np.ndarray
+    beam_nt: np.ndarray
+    score_n: np.ndarray
+    finished: list[tuple[float, tuple[int, ...]]]
+
+    @property
+    def filled(self) -> Sequence[int]:
+        return self.prompt[:-1]
+
+    @property
+    def need(self) -> int:
+        return len(self.prompt) - 1 + self.limit * len(self.score_n)
+
+    @property
+    def written(self) -> int:
+        return self.text_nt.shape[1]
+
+
+def search(
+    core: Core, prompts: Sequence[Prompt], method: Beam, batch_size: int, skip: Collection[int], results: Results
+) -> None:
+    """Answers prompts by beam search (`Engine.generate`); batch_size: prompts searched together."""
+    if 2 * method.num_beams > core.config.vocab_size:
+        raise UserError(f"num_beams {method.num_beams} is more than half of the {core.config.vocab_size} tokens.")
+    rows = [_begun(prompt, method.num_beams) for prompt in prompts]
+    for group in groups(rows, batch_size, skip):
+        slots = core.slots(group, batch_size)
+        while slots.admit():
+            steps = _advance(core, slots, method)
+            for slot, row in slots.active():
+                _follow(row, slot, steps)
+                if steps.done_B[slot]:
+                    results.add(row.index, _answer(core, row, method))
+                    slots.free(slot)
+
+
+def _begun(prompt: Prompt, beams: int) -> Search:
+    nothing_nt = np.zeros((beams, 0), np.int32)
+    score_n = np.full(beams, NEVER, np.float32)
+    score_n[0] = 0
+    return Search(prompt.index, prompt.prompt, prompt.limit, nothing_nt, nothing_nt, score_n, [])
+
+
+def _advance(core: Core, slots: Slots[Search], method: Beam) -> Steps:
+    """Continues the beams in every slot by up to _STEPS tokens."""
+    batch, beams = len(slots.rows), method.num_beams
+    start_B, count_B, limit_B = (np.zeros(batch, np.int32) for _ in range(3))
+    token_Bn, score_Bn = np.zeros((batch, beams), np.int32), np.zeros((batch, beams), np.float32)
+    best_Bn = np.full((batch, beams), -np.inf, np.float32)
+    penalty_BN, hope_BN = np.ones((batch, _STEPS), np.float32), np.ones((batch, _STEPS), np.float32)
+    visible_BnT = np.zeros((batch, beams, slots.length), bool)
+    for slot, row in slots.active():
+        start = len(row.prompt) - 1
+        start_B[slot], count_B[slot], limit_B[slot] = start, row.written, row.limit
+        token_Bn[slot] = row.text_nt[:, -1] if row.written else row.prompt[-1]
+        score_Bn[slot] = row.score_n
+        best_Bn[slot, : len(row.finished)] = [score for score, _ in row.finished]
+        length_N = np.arange(row.written + 1, row.written + 1 + _STEPS, dtype=np.float64)
+        penalty_BN[slot] = length_N**method.length_penalty
+        farthest = method.early_stopping == "never" and method.length_penalty > 0
+        hope_BN[slot] = float(row.limit) ** method.length_penalty if farthest else penalty_BN[slot]
+        past_nt = start + beams * np.arange(row.written) + row.beam_nt
+        visible_BnT[slot, :, :start] = True
+        visible_BnT[slot, np.arange(beams)[:, None], past_nt] = True
+    slots.cache, on_device = beam_steps(
+        core.weights,
+        slots.cache,
+        token_Bn,
+        visible_BnT,
+        score_Bn,
+        best_Bn,
+        start_B,
+        count_B,
+        limit_B,
+        penalty_BN,
+        hope_BN,
+        np.int32(slots.enough),
+        config=core.config,
+        # One beam ends with its first EOS, whatever is asked: it is greedy decoding.
+        at_once=method.early_stopping is True or beams == 1,
+        eos_id=core.tokenizer.eos_id,
+    )
+    steps: Steps = jax.device_get(on_device)
+    if not np.all(steps.finite_B):
+        raise UserError(NOT_FINITE)
+    most = int(np.max(steps.used_B))
+    core.work.passes += most
+    core.work.slot_passes += most * batch
+    core.work.busy_slot_passes += int(np.sum(steps.used_B))
+    return steps
+
+
+def _follow(row: Search, slot: int, steps: Steps) -> None:
+    """Writes down what the steps did with a row's texts."""
+    beams = len(row.score_n)
+    texts = dict(enumerate(tokens for _, tokens in row.finished))  # by origin
+    for step in range(int(steps.used_B[slot])):
+        parent_c, token_c = steps.parent_BNc[slot, step], steps.token_BNc[slot, step]
+        first = beams + step * beams  # origin of the step's best candidate
+        for rank in steps.origin_Bn[slot] - first:
+            if 0 <= rank < beams:
+                texts[first + rank] = (*row.text_nt[parent_c[rank]].tolist(), int(token_c[rank]))
+        kept_n = steps.kept_BNn[slot, step]
+        parent_n = parent_c[kept_n]
+        row.text_nt = np.concatenate([row.text_nt[parent_n], token_c[kept_n, None]], axis=1)
+        row.beam_nt = np.concatenate([row.beam_nt[parent_n], parent_n[:, None]], axis=1)
+    row.score_n = np.asarray(steps.score_Bn[slot])
+    row.finished = [
+        (float(score), texts[int(origin)])
+        for score, origin in zip(steps.best_Bn[slot], steps.origin_Bn[slot], strict=True)
+        if score > -np.inf
+    ]
+
+
+def _answer(core: Core, row: Search, method: Beam) -> Generation:
+    eos_id = core.tokenizer.eos_id
+    best = []
+    for score, tokens in row.finished[: method.n_best]:
+        kept = tokens[:-1] if tokens[-1] == eos_id else tokens
+        best.append(Alternative(kept, core.continuation(row.prompt, kept), score))
+    reason: FinishReason = "eos" if row.finished[0][1][-1] == eos_id else "length"
+    chosen = best[0]
+    return Generation(chosen.tokens, chosen.text, reason, row.written, len(chosen.tokens), alternatives=tuple(best))
