@@ -98,6 +98,21 @@ class Allowed:
         return ends if at == len(output) else None
 
 
+@dataclass(frozen=True)
+class Grammar:
+    """A language of outputs, for tasks whose outputs no list of slots can say.
+
+    Attributes:
+      kind: `regex`, a regular expression that the whole output matches (Rust's syntax: no look-around, no references);
+        `json_schema`, a JSON schema of which the output is an instance, on one line with the separators `", "` and
+        `": "`.
+      text: the expression, or the schema as JSON.
+    """
+
+    kind: Literal["regex", "json_schema"]
+    text: str
+
+
 def leading_metric(asked: str | None, names: Sequence[str]) -> str:
     """Returns the metric that leads: the one asked for, else the first of a task's names.
 
@@ -150,6 +165,11 @@ class Task(Protocol):
         """Returns the outputs that `render` can produce for `input`; None where any text may be one."""
         ...
 
+    def grammar(self, input: str) -> Grammar | None:
+        """Returns the grammar of the outputs that `render` can produce for `input` where `allowed` cannot say them;
+        None where any text may be one."""
+        return None
+
     def facts(self, annotation: Any) -> dict[str, Any]:
         """Returns what scoring needs and the output does not say (synonyms), JSON-ready, for the row's `meta`."""
         return {}
@@ -166,6 +186,11 @@ class Task(Protocol):
         documents of this task are not scored.
         """
         return None
+
+    def classes(self, annotation: Any) -> tuple[str, ...]:
+        """Returns of which classes an annotation is an example, none where it holds no mention or label: by these the
+        rows that are shown to a model before it is asked are balanced."""
+        return ()
 
     def statistics(self, gold: Any, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns this row's sufficient statistics; an unparsable row earns no credit and is counted."""

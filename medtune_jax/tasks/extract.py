@@ -14,8 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from medtune_jax.tasks.base import Parsed, RowError, Task, leading_metric
+from medtune_jax.tasks.base import Grammar, Parsed, RowError, Task, leading_metric
 from medtune_jax.tasks.counts import f1, ratio
+from medtune_jax.tasks.extract_grammar import names_regex
 from medtune_jax.tasks.extract_reading import read_fields, read_list
 from medtune_jax.tasks.matching import match, normalise
 
@@ -108,7 +109,15 @@ class ExtractTask(Task):
         return Parsed((input, tuple(tuple((name,) for name in names) for names in found)), tuple(problems))
 
     def allowed(self, input: str) -> None:
-        """Returns None: names are free text. (A JSON grammar would say more than a list of slots can.)"""
+        """Returns None: names are free text, which no list of slots can say; `grammar` does."""
+
+    def grammar(self, input: str) -> Grammar:
+        """Returns the grammar of the JSON that `render` writes; names, and of most forms their number, are unbounded.
+
+        What it accepts is parsed as exact.
+        """
+        least, most = int(self.ranked or self.single), 1 if self.single else None
+        return Grammar("regex", names_regex(self.fields, least=least, most=most))
 
     def facts(self, annotation: Annotation) -> dict[str, Any]:
         """Returns {"synonyms": per field, per item, its names but the first}; {} where no item has any."""
@@ -132,6 +141,10 @@ class ExtractTask(Task):
             for of_field, of_others in zip(items, synonyms, strict=True)
         )
         return Parsed((input, named), parsed.problems)
+
+    def classes(self, annotation: Annotation) -> tuple[str, ...]:
+        """Returns the fields that hold items ("items" where it has no fields)."""
+        return tuple(name for name, items in zip(self.fields or ("items",), annotation[1], strict=True) if items)
 
     def statistics(self, gold: Annotation, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns rows, unparsable, and the sums that the metrics of the task's form need (see the class)."""

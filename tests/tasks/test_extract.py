@@ -1,5 +1,7 @@
 """Extraction tasks: what is written, counted and scored."""
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -48,6 +50,72 @@ def test_rows_round_trip_with_their_synonyms(example):
     assert task.gold(output, input, task.facts(annotation)) == Parsed(annotation)
     first_names = tuple(tuple(item[:1] for item in of_field) for of_field in annotation[1])
     assert task.parse(output, input) == Parsed((input, first_names))
+
+
+@given(annotations)
+def test_the_grammar_accepts_what_is_rendered(example):
+    task, annotation = example
+    assert re.fullmatch(task.grammar("").text, task.render(annotation)[1])
+
+
+# What a text is made of that comes close to the grammar, and what only looks like white space or an escape.
+fragments = (
+    *'[]{}",: ab\\',
+    '["',
+    '"]',
+    '", "',
+    "\\u001c",
+    "\\u000b",
+    "\\u00e4",
+    "\\/",
+    "\\n",
+    "\\b",
+    "\xa0",
+    "\x85",
+    "\t",
+)
+pieces = st.sampled_from((*fragments, '"], "discontinued": [], "neither": []}'))
+near = st.lists(pieces, max_size=8).map("".join)
+inside = st.tuples(st.sampled_from(['["', f'{{"{FIELDS[0]}": ["']), near).map("".join)
+texts = st.one_of(
+    near,
+    inside.map(lambda text: text + '"]'),
+    inside.map(lambda text: text + '"], "discontinued": [], "neither": []}'),
+    annotations.map(lambda example: example[0].render(example[1])[1]),
+)
+
+
+@given(st.sampled_from([task for task, _ in FORMS]), texts)
+def test_the_grammar_accepts_a_text_if_and_only_if_it_is_rendered_from_what_is_read_in_it(task, text):
+    accepted = re.fullmatch(task.grammar("").text, text) is not None
+    parsed = task.parse(text, "")
+    rendered = None
+    if parsed.status == "exact" and not (task.ranked and not parsed.annotation[1][0]):
+        rendered = task.render(parsed.annotation)[1] if not task.single or parsed.annotation[1][0] else None
+    assert accepted == (rendered == text)
+
+
+@pytest.mark.parametrize("task", [task for task, _ in FORMS])
+@given(st.data())
+def test_every_text_of_the_grammar_is_read_as_exact(task, data):
+    text = data.draw(st.from_regex(task.grammar("").text, fullmatch=True))
+    parsed = task.parse(text, "")
+    assert parsed.status == "exact"
+    assert task.render(parsed.annotation)[1] == text
+
+
+@pytest.mark.parametrize("text", ["[]", '["a", "b"]'])
+def test_the_grammar_knows_how_many_answers_are_asked_for(text):
+    forms = {"list": LIST, "ranked": FACTOID, "single": SINGLE}
+    accepted = {name: bool(re.fullmatch(task.grammar("").text, text)) for name, task in forms.items()}
+    assert accepted == {"list": True, "ranked": text != "[]", "single": False}
+
+
+def test_field_names_of_any_characters_stand_in_the_grammar_as_json_writes_them():
+    task = ExtractTask(('dose (mg) "x"', "a.b*c #&~-", "\u00e4"))
+    text = task.render(("", item_lists(["1"], [], ["2", "3"])))[1]
+    assert re.fullmatch(task.grammar("").text, text)
+    assert not re.fullmatch(task.grammar("").text, text.replace("a.b", "aXb"))
 
 
 @given(st.sampled_from(FORMS).flatmap(lambda form: st.tuples(st.just(form[0]), st.lists(form[1], min_size=1))))
