@@ -24,7 +24,7 @@ from medtune_jax.generate.free import OnText
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import Generation, OnDone, Results
 from medtune_jax.generate.sampling import Beam, Method
-from medtune_jax.generate.template import TemplateRequest
+from medtune_jax.generate.template import Row, TemplateRequest
 from medtune_jax.generate.weights import decoding_weights
 from medtune_jax.generate.writing import stop_strings
 from medtune_jax.model.llama import LlamaConfig, Params
@@ -104,19 +104,19 @@ class Engine:
 
         Raises:
           UserError: the model's logits are not finite; a draft for another method than plain greedy; an empty stop
-            string; stop strings or on_text with a draft or beam search.
+            string; stop strings or on_text with beam search.
         """
         if draft is not None:
             speculative.check(method)
         stop = stop_strings(stop)
-        if (stop or on_text) and (draft is not None or isinstance(method, Beam)):
-            raise UserError("Stop strings and streaming belong to decoding token by token: without draft and beams.")
+        if (stop or on_text) and isinstance(method, Beam):
+            raise UserError("Beam search knows its text at the end only: it takes no stop strings and streams nothing.")
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         results = Results(len(prompts), skip, on_done, progress)
         with self._core.context(), results:
             waiting = free.fitting(self._core, prompts, limits, range(len(prompts)) if rows is None else rows, results)
             if draft is not None:
-                speculative.generate(self._core, waiting, batch_size, skip, results)
+                speculative.generate(self._core, waiting, batch_size, skip, results, stop=stop, on_text=on_text)
             elif isinstance(method, Beam):
                 beams.search(self._core, waiting, method, batch_size, skip, results)
             else:
@@ -130,6 +130,7 @@ class Engine:
         *,
         max_new_tokens: int | Sequence[int],
         batch_size: int = 32,
+        stop: Sequence[str] = (),
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
     ) -> list[Generation]:
@@ -144,9 +145,11 @@ class Engine:
         with self._core.context(), results:
             waiting = free.fitting(self._core, prompts, limits, range(len(prompts)), results)
             planner = Planner(self.tokenizer, template)
-            speculative.generate(
-                self._core, waiting, batch_size, skip, results, plan=lambda index: planner.plan(requests[index])
-            )
+
+            def plan(index: int) -> Row:
+                return planner.plan(requests[index])
+
+            speculative.generate(self._core, waiting, batch_size, skip, results, stop=stop_strings(stop), plan=plan)
         return results.finished()
 
     def decode_template(

@@ -86,24 +86,25 @@ def generate(
             for slot, row in slots.active():
                 new = [token for token in chosen_BN[slot].tolist() if token >= 0]
                 writing = writings.setdefault(row.index, Writing(core.continuation, row.prompt, stop))
-                piece, answer = _advance(core, row, new, writing, watched=bool(stop or on_text))
+                piece, answer = advance(row, new, writing, core.tokenizer.eos_id, watched=bool(stop or on_text))
                 if on_text and piece and row.index not in skip:
                     on_text(row.index, piece)
                 if answer:
+                    core.work.busy_slot_passes -= len(row.chosen) - answer.passes  # those behind a stop string
                     results.add(row.index, answer)
                     slots.free(slot)
                     del writings[row.index]
 
 
-def _advance(
-    core: Core, row: Prompt, new: list[int], writing: Writing, *, watched: bool
+def advance(
+    row: Prompt, new: list[int], writing: Writing, eos_id: int, *, watched: bool
 ) -> tuple[str, Generation | None]:
     """Returns what became final of a row's text by more tokens, and the answer once it is whole.
 
     watched: whether the text is asked for before it is whole.
     """
     row.chosen += new
-    ended = row.chosen[-1] == core.tokenizer.eos_id
+    ended = row.chosen[-1] == eos_id
     written = new[:-1] if ended else new
     writing.add(written)
     piece = writing.settle(len(written)) if watched else ""
@@ -115,7 +116,6 @@ def _advance(
     reason: FinishReason = "eos" if ended else "length"
     if writing.stopped:
         reason, (tokens, passes) = "stop", writing.counts()
-        core.work.busy_slot_passes -= len(row.chosen) - passes
     return piece, Generation(tuple(row.chosen[:tokens]), writing.text, reason, passes, tokens)
 
 

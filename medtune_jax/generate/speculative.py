@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import jax
@@ -25,11 +25,12 @@ from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.drafts import Guess
-from medtune_jax.generate.free import Prompt
-from medtune_jax.generate.results import FinishReason, Generation, Results
+from medtune_jax.generate.free import OnText, Prompt, advance
+from medtune_jax.generate.results import Generation, Results
 from medtune_jax.generate.sampling import Beam, Greedy, Method, first_maximum
 from medtune_jax.generate.slots import Slots, round_up
-from medtune_jax.generate.template import NOT_FINITE, Row
+from medtune_jax.generate.template import NOT_FINITE, Row, common_prefix
+from medtune_jax.generate.writing import Writing
 from medtune_jax.model.llama import LlamaConfig, mask_padding, rms_norm
 from medtune_jax.sharding import constrain
 
@@ -43,6 +44,7 @@ class _Speculated:
 
     row: Prompt
     guess: Guess
+    writing: Writing
     passes: int = 0
     drafted: int = 0
     accepted: int = 0
@@ -55,16 +57,19 @@ class _Speculated:
     def need(self) -> int:
         return self.row.need
 
-    def write(self, draft: Sequence[int], greedy: Sequence[int], eos_id: int) -> bool:
-        """Writes what a pass showed; returns whether the text has ended.
+    def write(
+        self, draft: Sequence[int], greedy: Sequence[int], eos_id: int, *, watched: bool
+    ) -> tuple[str, Generation | None]:
+        """Writes what a pass showed; returns what became final of the text, and the answer once it is whole.
 
         Args:
           greedy: greedy's choice behind each beginning of the draft, from the empty one to the whole.
+          watched: whether the text is asked for before it is whole.
 
         Raises:
           UserError: the model's logits are not finite.
         """
-        agreed = next((i for i, (a, b) in enumerate(zip(draft, greedy, strict=False)) if a != b), len(draft))
+        agreed = common_prefix(draft, greedy)
         new = list(greedy[: agreed + 1])
         if decode.NOT_A_TOKEN in new:
             raise UserError(NOT_FINITE)
@@ -73,16 +78,11 @@ class _Speculated:
         self.passes += 1
         self.drafted += len(draft)
         self.accepted += min(agreed, len(new))
-        self.row.chosen += new
         self.guess.learn(draft, greedy, new)
-        return new[-1] == eos_id or len(self.row.chosen) == self.row.limit
-
-    def answer(self, core: Core) -> Generation:
-        ended = self.row.chosen[-1] == core.tokenizer.eos_id
-        tokens = tuple(self.row.chosen[:-1] if ended else self.row.chosen)
-        text = core.continuation(self.row.prompt, tokens)
-        reason: FinishReason = "eos" if ended else "length"
-        return Generation(tokens, text, reason, self.passes, len(tokens), drafted=self.drafted, accepted=self.accepted)
+        piece, answer = advance(self.row, new, self.writing, eos_id, watched=watched)
+        if answer is not None:
+            answer = replace(answer, passes=self.passes, drafted=self.drafted, accepted=self.accepted)
+        return piece, answer
 
 
 def check(method: Method | Beam) -> None:
@@ -98,6 +98,8 @@ def generate(
     skip: Collection[int],
     results: Results,
     *,
+    stop: Sequence[str] = (),
+    on_text: OnText | None = None,
     plan: Callable[[int], Row] | None = None,
 ) -> None:
     """Answers prompts with greedy's text (`Engine.generate`, `Engine.speculate_template`).
@@ -107,18 +109,33 @@ def generate(
     """
     batch_size = min(batch_size, decode.most_drafts() or batch_size)
     for group in groups(rows, batch_size, skip):
-        guessed = [_Speculated(row, Guess(row.prompt, None if plan is None else plan(row.index))) for row in group]
-        slots = core.slots(guessed, batch_size)
+        speculated = [
+            _Speculated(
+                row,
+                Guess(row.prompt, None if plan is None else plan(row.index)),
+                Writing(core.continuation, row.prompt, stop),
+            )
+            for row in group
+        ]
+        slots = core.slots(speculated, batch_size)
         while slots.admit():
-            for slot, one in _pass(core, slots):
-                results.add(one.row.index, one.answer(core))
-                slots.free(slot)
+            active, drafts, greedy_BN = _verify(core, slots)
+            for (slot, one), draft in zip(active, drafts, strict=True):
+                accepted = one.accepted
+                greedy = greedy_BN[slot, : 1 + len(draft)].tolist()
+                piece, answer = one.write(draft, greedy, core.tokenizer.eos_id, watched=bool(stop or on_text))
+                core.work.drafted += len(draft)
+                core.work.accepted += one.accepted - accepted
+                if on_text and piece and one.row.index not in skip:
+                    on_text(one.row.index, piece)
+                if answer:
+                    results.add(one.row.index, answer)
+                    slots.free(slot)
 
 
-def _pass(core: Core, slots: Slots[_Speculated]) -> list[tuple[int, _Speculated]]:
-    """Verifies a draft in every slot; returns (slot, row) of the texts that have ended."""
-    active = slots.active()
-    batch = len(slots.rows)
+def _verify(core: Core, slots: Slots[_Speculated]) -> tuple[list[tuple[int, _Speculated]], list[list[int]], np.ndarray]:
+    """Passes a draft in every taken slot; returns (slots and rows, their drafts, greedy's choices [B, N])."""
+    active, batch = slots.active(), len(slots.rows)
     # The pass gives one token more than it is given.
     drafts = [one.guess.draft(one.row.limit - len(one.row.chosen) - 1) for _, one in active]
     tokens_BN = np.zeros((batch, round_up(1 + max(map(len, drafts)), _WIDTH)), np.int32)
@@ -128,18 +145,10 @@ def _pass(core: Core, slots: Slots[_Speculated]) -> list[tuple[int, _Speculated]
         tokens_BN[slot, : 1 + len(draft)] = [*written, *draft]
         start_B[slot] = len(one.row.prompt) + len(one.row.chosen) - 1
     slots.cache, x_BND = decode.draft_hidden(core.weights, slots.cache, tokens_BN, start_B, config=core.config)
-    greedy_BN = np.asarray(_choices(core.weights, x_BND, config=core.config))
-    ended = []
-    for (slot, one), draft in zip(active, drafts, strict=True):
-        before = one.accepted
-        if one.write(draft, greedy_BN[slot, : 1 + len(draft)].tolist(), core.tokenizer.eos_id):
-            ended.append((slot, one))
-        core.work.drafted += len(draft)
-        core.work.accepted += one.accepted - before
     core.work.passes += 1
     core.work.slot_passes += batch
     core.work.busy_slot_passes += len(active)
-    return ended
+    return active, drafts, np.asarray(_choices(core.weights, x_BND, config=core.config))
 
 
 @partial(jax.jit, static_argnames=("config",))
