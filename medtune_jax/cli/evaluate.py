@@ -23,6 +23,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
+from medtune_jax.cli.arguments import refuse_given
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
@@ -41,7 +42,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_list(
         "sources", [], "Comma-separated sources to answer, by name or alias; empty = all.", flag_values=flags
     )
-    text("out", None, "Result folder; for a run: RUN/evaluation/SPLIT-DECODE without it.", flag_values=flags)
+    text("out", None, "Result folder; for a run RUN/evaluation/SPLIT-DECODE[-Nshot] without it.", flag_values=flags)
     absl_flags.DEFINE_enum("protocol", "aligned", PROTOCOLS, "How texts are read and scored.", flag_values=flags)
     absl_flags.DEFINE_enum("decode", "template", DECODE, "How answers are found.", flag_values=flags)
     text("template", None, "Prompt template; the model's own without it.", flag_values=flags)
@@ -49,6 +50,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         "force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags
     )
     number("limit", None, "Only the first so many rows of each source.", flag_values=flags)
+    number("shots", 0, "Solved training rows of its source shown before each row.", lower_bound=0, flag_values=flags)
+    number("shot_seed", 0, "Of the choice of --shots.", flag_values=flags)
     number("batch_size", None, "Rows answered at once; as many as fit without it.", lower_bound=1, flag_values=flags)
     _define_decoding(flags)
     absl_flags.DEFINE_bool(
@@ -111,6 +114,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     refuse_several("evaluate")
     if flags.out:
         refuse_object_store(flags.out, "--out")
+    if not flags.shots:
+        refuse_given(flags, ["shot_seed"], "--shots=0", "--shots=1 or more")
 
     from medtune_jax.evaluate.run import evaluate
     from medtune_jax.generate.decoding import Decoding
@@ -126,6 +131,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         template=flags.template,
         force_template=flags.force_template,
         limit=flags.limit,
+        shots=flags.shots,
+        shot_seed=flags.shot_seed,
         batch_size=flags.batch_size,
         protocol=flags.protocol,
         show_credentialed=flags.show_credentialed,
@@ -135,17 +142,14 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
 def human(result: dict[str, Any]) -> str:
     """Returns the scores as a small table, and how long they took."""
     from medtune_jax.evaluate.report.markdown import console
+    from medtune_jax.evaluate.timing import told
 
-    timing = result["timing"]
-    speed = (
-        f"{timing['rows_answered_now']:,} rows in {timing['generate_seconds']:,.1f} s: "
-        f"{timing['rows_per_second']:,.2f} rows/s, {timing['decisions_per_second']:,.0f} {timing['decision']}s/s"
-    )
-    return f"{console(result)}\n{speed}"
+    return f"{console(result)}\n{told(result['timing'])}"
 
 
 def _folder_in_run(flags: absl_flags.FlagValues) -> Path:
     run_folder = Path(flags.model)
     if not (run_folder / "checkpoints").is_dir():
         raise UserError(f"--out is missing: {run_folder} is not a run folder, so say where the results shall lie.")
-    return run_folder / "evaluation" / f"{flags.split}-{flags.decode}"
+    shots = f"-{flags.shots}shot" if flags.shots else ""
+    return run_folder / "evaluation" / f"{flags.split}-{flags.decode}{shots}"

@@ -20,6 +20,8 @@ from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog
 from medtune_jax.evaluate.protocols import PROTOCOLS, Protocol
 from medtune_jax.evaluate.score import PROVENANCE, check_rows, score_file, training_rows
+from medtune_jax.evaluate.shots import candidates, show, stop_strings
+from medtune_jax.evaluate.timing import timing
 from medtune_jax.generate.answering import Way, fit_budgets, ways_of
 from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.definition import definition_of
@@ -41,6 +43,8 @@ def evaluate(
     template: str | None = None,
     force_template: bool = False,
     limit: int | None = None,
+    shots: int = 0,
+    shot_seed: int = 0,
     batch_size: int | None = None,
     protocol: Protocol = "aligned",
     show_credentialed: bool = False,
@@ -57,6 +61,7 @@ def evaluate(
       template: name of the prompt template; None = the one that the model was tuned with.
       force_template: allow another template than the model's own.
       limit: only the first so many rows of each source.
+      shots: solved training rows shown before each row (evaluate/shots.py); shot_seed: of their choice.
       batch_size: rows answered at once; None = as many as fit.
       protocol: how texts are read and scored.
       show_credentialed: show the texts of credentialed sources in the reports.
@@ -67,18 +72,20 @@ def evaluate(
     Raises:
       UserError: see `read_rows`, `load_model`, `score`; `out` cannot be written; a source unknown to the registry
         under template decoding or without max_new_tokens; one whose outputs are not few under `loglikelihood`; a
-        template that is unknown, missing or not the model's own.
+        template that is unknown, missing or not the model's own; no training rows to show.
       Interrupted: on SIGTERM or Ctrl-C, after what was answered has been saved.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
     started, folder = time.monotonic(), Path(out)
     with _stoppable(folder):
-        rows = choose_rows(data, split, sources, limit)
+        of_split = choose_rows(data, split, sources)
+        rows = limited(of_split, limit)
         ways = ways_of([row for _, row in rows], decoding)
         # Whatever could stop the scoring is met here, before hours of answering.
         check_rows(rows, protocol)
         train = training_rows(data, {row.source for _, row in rows})
+        may_show = candidates(train, [row for _, row in of_split], shot_seed, str(data)) if shots else {}
         private = bool(credentialed_in(row for _, row in rows))
         make_folder(folder, private)
         forced = force_template and template is not None
@@ -86,11 +93,24 @@ def evaluate(
         form = choose_template(own_template, template, force_template, str(model))
         if decoding.max_new_tokens is None:
             ways = fit_budgets([row for _, row in rows], ways, form, engine.tokenizer)
-        prefaces = [""] * len(rows)
-        questions = ask(rows, form, identity, decoding.description(), ways, prefaces)
+        prefaces, demonstrations = show(
+            may_show, shots, [row for _, row in rows], ways, form, engine.tokenizer, engine.config.max_positions
+        )
+        asked = decoding.description() | ({"shots": shots, "shot_seed": shot_seed} if shots else {})
+        questions = ask(rows, form, identity, asked, ways, prefaces)
         loaded = time.monotonic()
         with PredictionLog(folder, questions, private=private) as log:
-            counts = answer(engine, form, questions, ways, log, decoding, prefaces=prefaces, batch_size=batch_size)
+            counts = answer(
+                engine,
+                form,
+                questions,
+                ways,
+                log,
+                decoding,
+                prefaces=prefaces,
+                stop=stop_strings(form) if shots else (),
+                batch_size=batch_size,
+            )
             log.finish()
         answered = time.monotonic()
         provenance = {
@@ -98,61 +118,50 @@ def evaluate(
             **identity,
             "template": form.name,
             "template_sha256": form.sha256,
-            "decoding": decoding.description(),
+            "decoding": asked,
             "decoded_by": _methods(rows, ways),
-            "shots": 0,
+            "shots": shots,
             "wording": "as in the rows",
             "data": str(data),
             "split": split,
             "limit": limit,
             "versions": _versions(),
         }
+        if shots:
+            provenance |= {"shot_seed": shot_seed, "demonstrations": demonstrations}
         if definitions := _definitions(rows):
             provenance["source_definitions"] = definitions
         write_file(folder / PROVENANCE, to_json(provenance))
         scores = score_file(folder / FINAL, folder, protocol=protocol, train=train, show_credentialed=show_credentialed)
-    seconds = answered - loaded
-    total = sum(counts.values(), Counter())
-    timing = {
-        "rows": len(rows),
-        "rows_answered_now": total["rows"],
-        "load_seconds": round(loaded - started, 3),
-        "generate_seconds": round(seconds, 3),
-        "score_seconds": round(time.monotonic() - answered, 3),
-        "wall_seconds": round(time.monotonic() - started, 3),
-        "rows_per_second": round(total["rows"] / seconds, 3),
-        "output_tokens": total["tokens"],
-        "output_tokens_per_second": round(total["tokens"] / seconds, 1),
-        # What the model chose: under template decoding it is not every token that is written.
-        "decision": decided(ways),
-        "decisions": total["decisions"],
-        "decisions_per_second": round(total["decisions"] / seconds, 1),
-        "forward_passes_per_row": round(total["passes"] / max(1, total["rows"]), 3),
-    }
-    write_file(folder / "timing.json", to_json(timing))
-    return {**scores.summary(folder), "timing": timing}
+    ended = time.monotonic()
+    seconds = {"load": loaded - started, "generate": answered - loaded, "score": ended - answered}
+    measured = timing(len(rows), decided(ways), counts, engine.work, {**seconds, "wall": ended - started})
+    write_file(folder / "timing.json", to_json(measured))
+    return {**scores.summary(folder), "timing": measured}
 
 
-def choose_rows(data: str | Path, split: str, sources: Sequence[str], limit: int | None) -> list[tuple[int, Row]]:
-    """Returns (position in the split, row); with a limit, the first so many of each source."""
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit is {limit}; it counts rows per source and must be at least 1.")
-    taken: dict[str, int] = {}
-    chosen = []
+def choose_rows(data: str | Path, split: str, sources: Sequence[str]) -> list[tuple[int, Row]]:
+    """Returns (position in the split, row) of the sources asked for; of all where none is."""
     rows = read_rows(data, split)
     present = {registered_name(row.source) for row in rows}
     for source in sources:
         if registered_name(source) not in present:
             raise UserError(f"{data} has no rows of source '{source}'.{did_you_mean(source, present)}")
     wanted = {registered_name(source) for source in sources} or present
-    for position, row in enumerate(rows):
-        name = registered_name(row.source)
-        if name not in wanted:
-            continue
-        taken[name] = taken.get(name, 0) + 1
-        if limit is None or taken[name] <= limit:
-            chosen.append((position, row))
-    return chosen
+    return [(position, row) for position, row in enumerate(rows) if registered_name(row.source) in wanted]
+
+
+def limited(rows: Sequence[tuple[int, Row]], limit: int | None) -> list[tuple[int, Row]]:
+    """Returns the first so many rows of each source; None = all."""
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit is {limit}; it counts rows per source and must be at least 1.")
+    taken: Counter[str] = Counter()
+    kept = []
+    for position, row in rows:
+        taken[registered_name(row.source)] += 1
+        if limit is None or taken[registered_name(row.source)] <= limit:
+            kept.append((position, row))
+    return kept
 
 
 def choose_template(own: str | None, asked: str | None, force: bool, model: str) -> Template:

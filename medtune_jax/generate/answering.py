@@ -18,7 +18,7 @@ from medtune_jax.tasks.registry import find_source, get_source
 if TYPE_CHECKING:
     from medtune_jax.data.tokenizer import Tokenizer
     from medtune_jax.generate.engine import Engine, TemplateRequest
-    from medtune_jax.generate.results import OnDone
+    from medtune_jax.generate.results import Generation, OnDone
 
 _SPARE = 64  # tokens allowed beyond the longest well-formed output
 
@@ -101,17 +101,20 @@ def fit_budgets(rows: Sequence[Question], ways: Sequence[Way], template: Templat
     stays.
     """
     return [
-        replace(way, budget=_what_input_needs(row, template, tokenizer, way.budget)) if way.free else way
+        replace(way, budget=longest_answer(row, way, template, tokenizer)) if way.free else way
         for row, way in zip(rows, ways, strict=True)
     ]
 
 
-def _what_input_needs(row: Question, template: Template, tokenizer: Tokenizer, most: int) -> int:
-    allowed = get_source(row.source).task.allowed(row.input)
+def longest_answer(row: Question, way: Way, template: Template, tokenizer: Tokenizer) -> int:
+    """Returns how many tokens a row's answer may have: its longest well-formed output and some more, or its budget."""
+    source = find_source(row.source)
+    allowed = None if source is None else source.task.allowed(row.input)
     if allowed is None:
-        return most
+        return way.budget
     longest = allowed.text(tuple(max(slot.options, key=len) for slot in allowed.slots))
-    return min(most, len(tokenizer.encode(template.completion(longest))) + _SPARE)
+    tokens = len(tokenizer.encode(template.completion(longest))) + _SPARE
+    return min(way.budget, tokens) if way.free else tokens
 
 
 def answer_rows(
@@ -133,7 +136,8 @@ def answer_rows(
     Args:
       decoding: of which `ways` were made.
       prefaces: per row what is written before its prompt; None = nothing.
-      stop: strings before the first of which a freely written answer ends.
+      stop: strings before the first of which a freely written answer ends. Beam search and drafted decoding write on,
+        and what they write there is cut off.
       numbers: what each row is called in errors, and by which its draws are its own (default: its index).
       only: indices of the rows to answer; None = all. They are batched as if all were, so that an answer is the same to
         the last bit whichever rows were answered before.
@@ -164,7 +168,9 @@ def answer_rows(
         if answered := of(lambda way, draft=draft: way.free and way.draft == draft):  # type: ignore[misc]
             found, told = answered
             told["max_new_tokens"] = [ways[index].budget for index in found]
-            if stop:
+            if stop and (draft != "none" or decoding.method == "beam"):
+                told["on_done"] = _cutting(told["on_done"], stop)
+            elif stop:
                 told["stop"] = stop
             if draft == "template":
                 engine.speculate_template(requests(found), template, **told)
@@ -181,6 +187,18 @@ def answer_rows(
                 rows=[numbers[index] for index in found],
                 **told,
             )
+
+
+def _cutting(on_done: OnDone, stop: Sequence[str]) -> OnDone:
+    """Returns `on_done` for answers that end before the first of the stop strings in them."""
+
+    def cut(at: int, generation: Generation) -> None:
+        ends = [end for one in stop if (end := generation.text.find(one)) >= 0]
+        if ends:
+            generation = replace(generation, text=generation.text[: min(ends)], finish_reason="stop")
+        on_done(at, generation)
+
+    return cut
 
 
 def _request(row: Question, number: int, preface: str) -> TemplateRequest:

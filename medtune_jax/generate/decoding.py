@@ -81,15 +81,13 @@ class Decoding:
 
     def chooser(self) -> Method | Beam:
         """Returns by what free decoding chooses; greedily where the method does not write freely."""
-        from medtune_jax.generate import sampling
+        from medtune_jax.generate.sampling import Beam, Greedy, Sample
 
-        more = {name: getattr(self, name) for name in ("min_p", "repetition_penalty")}
-        more = {name: value for name, value in more.items() if value != _DEFAULTS[name]}
         if self.method == "sample":
-            return sampling.Sample(self.temperature, self.top_k, self.top_p, **more)
+            return Sample(self.temperature, self.top_k, self.top_p, self.min_p, self.repetition_penalty)
         if self.method == "beam":
-            return sampling.Beam(num_beams=self.num_beams, length_penalty=self.length_penalty)
-        return sampling.Greedy(**more)
+            return Beam(self.num_beams, self.length_penalty)
+        return Greedy(self.repetition_penalty)
 
     def description(self) -> dict[str, Any]:
         """Returns what provenance says and keys hold, JSON-ready: what has an effect, in full.

@@ -79,6 +79,10 @@ class ChoiceTask(Task):
         _, options = self.options(input)
         return Allowed((Slot(self.labels[: len(options)]),)) if options else None
 
+    def classes(self, annotation: Annotation) -> tuple[str, ...]:
+        """Returns its letter."""
+        return (annotation[-1],)
+
     def statistics(self, gold: Annotation, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns rows, unparsable, and per letter gold/, predicted/ and correct/LETTER."""
         counts: dict[str, float] = {"rows": 1, "unparsable": int(parsed.annotation is None)}

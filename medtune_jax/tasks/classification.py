@@ -72,6 +72,10 @@ class LabelTask(Task):
         """Returns a single slot of all labels."""
         return self._allowed
 
+    def classes(self, annotation: tuple[str, ...]) -> tuple[str, ...]:
+        """Returns its label."""
+        return annotation[-1:]
+
     def statistics(self, gold: tuple[str, ...], parsed: Parsed, input: str) -> dict[str, float]:
         """Returns rows, unparsable, and the confusion cell of this row: `confusion:GOLD:PREDICTED` of every pair of
         labels, PREDICTED empty for an unparsable row.

@@ -168,6 +168,10 @@ class LabelsTask(Task):
                     follows.add((f"{space}{label},", f" {later},"))
         return Allowed(tuple(slots), frozenset(follows))
 
+    def classes(self, annotation: Annotation) -> tuple[str, ...]:
+        """Returns its labels."""
+        return annotation[1]
+
     def statistics(self, gold: Annotation, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns rows, unparsable, exact (the same set), example_precision, example_recall, and per label
         tp/, predicted/ and gold/LABEL.

@@ -117,6 +117,10 @@ class NerTask(Task):
         # Without orphans both modes find the same entities, and the default mode is ten times as fast.
         return all(map(self.follows.__contains__, zip((None, *tags), tags, strict=False)))
 
+    def classes(self, annotation: Annotation) -> tuple[str, ...]:
+        """Returns the types of its entities ("_" where untyped)."""
+        return tuple(dict.fromkeys(type_ for type_, _, _ in self.entities(annotation[1])))
+
     def statistics(self, gold: Annotation, parsed: Parsed, input: str) -> dict[str, float]:
         """Returns counts: rows, unparsable, echo (the tokens were repeated exactly), tokens and correct_tokens,
         entities tp/predicted/gold and the same in strict mode, and tp, predicted, gold per type where typed.

@@ -32,7 +32,7 @@ def oracle(monkeypatch):
             params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m"
         ),
     )
-    monkeypatch.setattr("medtune_jax.generate.engine.Engine", lambda *arguments, dtype: engine)
+    monkeypatch.setattr("medtune_jax.generate.engine.Engine", lambda *arguments, **options: engine)
     return engine
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from medtune_jax.evaluate.predictions import FINAL
+from medtune_jax.generate.core import Work
 from medtune_jax.generate.results import Generation
 
 
@@ -13,6 +14,8 @@ class Oracle:
 
     def __init__(self, gold):
         self.gold, self.stop_after, self.stop, self.calls = gold, None, None, []
+        self.work = Work()
+        self.config = SimpleNamespace(max_positions=4096)
         self.tokenizer = SimpleNamespace(bos_id=1, sha256="t", encode=lambda text: [ord(letter) for letter in text])
 
     def _answer(self, inputs, reason, skip, on_done, decisions=None):

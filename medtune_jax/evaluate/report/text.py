@@ -377,6 +377,8 @@ def chips(document: Mapping[str, Any]) -> list[str]:
     found = [f"protocol {document['protocol']}"]
     if isinstance(decoding, Mapping) and "method" in decoding:
         found.append(f"{decoding['method']} decoding")
+    if provenance.get("shots"):
+        found.append(f"{provenance['shots']}-shot")
     found += [f"{name} {provenance[name]}" for name in ("template", "split") if provenance.get(name)]
     if provenance.get("limit"):
         found.append(f"only the first {provenance['limit']} rows per source")
