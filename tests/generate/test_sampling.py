@@ -17,32 +17,59 @@ V = 40
 LOGITS = np.random.default_rng(0).normal(0, 2, V).astype(np.float32)
 
 
-def exact(temperature: float, top_k: int, top_p: float) -> np.ndarray:
-    """Returns the distribution that transformers' own cuts leave, float64 [V]."""
+SEEN = np.random.default_rng(1).random(V) < 0.4
+
+
+def exact(method: Sample) -> np.ndarray:
+    """Returns the distribution that transformers' own processors leave, float64 [V]; the tokens of SEEN are seen."""
     import torch
     from transformers.generation import logits_process as cuts
 
-    scores = torch.tensor(LOGITS)[None] / temperature
-    if top_k:
-        scores = cuts.TopKLogitsWarper(top_k)(None, scores)
-    if top_p < 1:
-        scores = cuts.TopPLogitsWarper(top_p)(None, scores)
+    scores = torch.tensor(LOGITS)[None]
+    ids = torch.tensor(np.flatnonzero(SEEN))[None]
+    processors = (
+        (method.repetition_penalty != 1, cuts.RepetitionPenaltyLogitsProcessor, method.repetition_penalty),
+        (True, cuts.TemperatureLogitsWarper, method.temperature),
+        (method.top_k > 0, cuts.TopKLogitsWarper, method.top_k),
+        (method.top_p < 1, cuts.TopPLogitsWarper, method.top_p),
+        (method.min_p > 0, cuts.MinPLogitsWarper, method.min_p),
+    )
+    for asked, processor, value in processors:
+        if asked:
+            scores = processor(value)(ids, scores)
     return torch.softmax(scores.double(), -1)[0].numpy()
 
 
 @pytest.mark.parametrize(
-    ("temperature", "top_k", "top_p"),
-    [(1.0, 0, 1.0), (0.7, 0, 1.0), (1.0, 5, 1.0), (1.3, 0, 0.8), (0.9, 12, 0.6), (1.0, 100, 0.999), (1.0, 0, 1e-6)],
+    "method",
+    [
+        Sample(),
+        Sample(0.7),
+        Sample(top_k=5),
+        Sample(1.3, top_p=0.8),
+        Sample(0.9, top_k=12, top_p=0.6),
+        Sample(top_k=100, top_p=0.999),
+        Sample(top_p=1e-6),
+        Sample(min_p=0.05),
+        Sample(2.0, min_p=0.3),
+        Sample(min_p=1.0),
+        Sample(1.5, top_k=9, min_p=0.1),
+        Sample(1.5, top_p=0.9, min_p=0.1),
+        Sample(repetition_penalty=1.4),
+        Sample(1.2, 20, 0.95, 0.02, 0.8),
+    ],
+    ids=str,
 )
-def test_draws_follow_the_exact_distribution(temperature: float, top_k: int, top_p: float) -> None:
+def test_draws_follow_the_exact_distribution(method: Sample) -> None:
     draws = 20_000
     keys = request_keys(np.uint32(7), jnp.arange(draws), jnp.zeros(draws, jnp.int32))
-    drawn = jax.jit(Sample(temperature, top_k, top_p))(keys, jnp.broadcast_to(LOGITS, (draws, V)))
-    seen = np.bincount(np.asarray(drawn), minlength=V)
-    expected = exact(temperature, top_k, top_p) * draws
-    assert not seen[expected == 0].any()
+    seen = jnp.broadcast_to(SEEN, (draws, V))
+    drawn = jax.jit(method)(keys, jnp.broadcast_to(LOGITS, (draws, V)), seen)
+    counted = np.bincount(np.asarray(drawn), minlength=V)
+    expected = exact(method) * draws
+    assert not counted[expected == 0].any()
     common = expected >= 5  # rarer ones are pooled, else the statistic is not chi-square
-    observed = np.append(seen[common], seen[~common].sum())
+    observed = np.append(counted[common], counted[~common].sum())
     wanted = np.append(expected[common], expected[~common].sum())
     observed, wanted = observed[wanted > 0], wanted[wanted > 0]
     statistic = ((observed - wanted) ** 2 / wanted).sum()
@@ -76,7 +103,36 @@ def test_keys_depend_on_seed_row_and_step_and_on_nothing_else() -> None:
     assert len({tuple(data(*key)[0]) for key in [(1, [9], [2]), (2, [9], [2]), (1, [8], [2]), (1, [9], [3])]}) == 4
 
 
-@pytest.mark.parametrize(("values", "name"), [((0.0,), "temperature"), ((1.0, -1), "top_k"), ((1.0, 0, 0.0), "top_p")])
-def test_values_out_of_range_are_refused_by_name(values: tuple[float, ...], name: str) -> None:
-    with pytest.raises(UserError, match=name):
-        Sample(*values)  # type: ignore[arg-type]
+def test_padding_of_the_vocabulary_is_never_written_whatever_the_penalty() -> None:
+    logits = jnp.array([[-1.0, -2.0, -jnp.inf]])
+    seen = jnp.array([[True, True, True]])
+    keys = request_keys(np.uint32(0), jnp.arange(1), jnp.zeros(1, jnp.int32))
+    assert Greedy(0.1)(keys, logits, seen).tolist() == [0]
+    assert Greedy(3.0)(keys, logits, ~seen.at[0, 1].set(False)).tolist() == [0]
+    assert Greedy(3.0)(keys, logits, seen.at[0, 1].set(False)).tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("temperature", (0.0, float("nan"), float("inf"))),
+        ("top_k", (-1,)),
+        ("top_p", (0.0, 1.5)),
+        ("min_p", (-0.1, 1.1, float("nan"))),
+        ("repetition_penalty", (0.0, -1.0, float("inf"), float("nan"))),
+    ],
+)
+def test_values_out_of_range_are_refused_by_name(name: str, wrong: tuple[float, ...]) -> None:
+    for value in wrong:
+        with pytest.raises(UserError, match=name):
+            Sample(**{name: value})  # type: ignore[arg-type]
+    if name == "repetition_penalty":
+        with pytest.raises(UserError, match=name):
+            Greedy(wrong[0])
+
+
+def test_methods_are_values() -> None:
+    assert {Sample(0.5, min_p=0.1), Sample(0.5, min_p=0.1), Greedy(1.2), Greedy(1.2)} == {
+        Sample(0.5, 0, 1.0, 0.1, 1.0),
+        Greedy(1.2),
+    }
