@@ -53,6 +53,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     number("shots", 0, "Solved training rows of its source shown before each row.", lower_bound=0, flag_values=flags)
     number("shot_seed", 0, "Of the choice of --shots.", flag_values=flags)
     number("batch_size", None, "Rows answered at once; as many as fit without it.", lower_bound=1, flag_values=flags)
+    absl_flags.DEFINE_float(
+        "cache_gib",
+        None,
+        "GiB of each device for cached keys and values; what is free without it.",
+        lower_bound=0,
+        flag_values=flags,
+    )
+    number(
+        "check_rows",
+        None,
+        "Rows of --decode=template that are decoded again token by token, and compared; 8 with --dtype=bfloat16, else "
+        "none, without it.",
+        lower_bound=0,
+        flag_values=flags,
+    )
     _define_decoding(flags)
     absl_flags.DEFINE_bool(
         "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
@@ -116,6 +131,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         refuse_object_store(flags.out, "--out")
     if not flags.shots:
         refuse_given(flags, ["shot_seed"], "--shots=0", "--shots=1 or more")
+    if flags.decode != "template":
+        refuse_given(flags, ["check_rows"], f"--decode={flags.decode}", "--decode=template")
 
     from medtune_jax.evaluate.run import evaluate
     from medtune_jax.generate.decoding import Decoding
@@ -133,7 +150,9 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
         limit=flags.limit,
         shots=flags.shots,
         shot_seed=flags.shot_seed,
+        rows_checked=flags.check_rows,
         batch_size=flags.batch_size,
+        cache_gib=flags.cache_gib,
         protocol=flags.protocol,
         show_credentialed=flags.show_credentialed,
     )

@@ -6,12 +6,12 @@ import logging
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.evaluate.predictions import Prediction, PredictionLog, prediction_key, unanswered
-from medtune_jax.generate.answering import Way, answer_rows
+from medtune_jax.generate.answering import Way, answer_rows, request_of
 from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.rows import Row
 
@@ -71,12 +71,17 @@ def answer(
     prefaces: Sequence[str],
     stop: Sequence[str] = (),
     batch_size: int | None = None,
-) -> dict[str, Counter[str]]:
+    rows_checked: int = 0,
+) -> tuple[dict[str, Counter[str]], dict[str, Any] | None]:
     """Has the engine answer what the log still misses, and records each answer as it comes; see `answer_rows`.
 
-    Returns way -> {"rows", "tokens", "decisions", "passes", "drafted", "accepted"}: rows answered now, and summed over
-    them tokens written, what the model chose (labels where the outputs are known, else tokens), forward passes, and
-    tokens drafted and kept.
+    Args:
+      rows_checked: rows decoded by template, spread over all such, that are then decoded token by token.
+
+    Returns:
+      (way -> {"rows", "tokens", "decisions", "passes", "drafted", "accepted"}: rows answered now, and summed over them
+      tokens written, what the model chose (labels where the outputs are known, else tokens), forward passes, and tokens
+      drafted and kept; how the checked rows agree, JSON-ready, None where none was checked).
     """
     from tqdm import tqdm
 
@@ -84,8 +89,10 @@ def answer(
         LOG.warning("A line that was cut off when the last attempt stopped is dropped; its row is answered again.")
     missing = log.missing
     counts: dict[str, Counter[str]] = {}
+    to_check = _spread(ways, rows_checked)
+    written: dict[int, Generation] = {}
     if not missing:
-        return counts
+        return counts, None
     if len(missing) < len(questions):
         LOG.info("%d of %d rows are answered already.", len(questions) - len(missing), len(questions))
     started, unit, chosen = time.monotonic(), decided(ways), 0
@@ -108,6 +115,8 @@ def answer(
                 accepted=generation.accepted,
             )
             chosen += generation.decisions
+            if index in to_check:
+                written[index] = generation
             speed = chosen / (time.monotonic() - started)
             bar.set_postfix_str(f"{speed:,.0f} {unit}s/s", refresh=False)
             bar.update()
@@ -125,4 +134,28 @@ def answer(
             batch_size=batch_size,
             on_done=done,
         )
-    return counts
+    return counts, _check(engine, template, questions, prefaces, written) if written else None
+
+
+def _spread(ways: Sequence[Way], count: int) -> set[int]:
+    """Returns up to `count` of the rows that are decoded by template, evenly spread."""
+    found = [index for index, way in enumerate(ways) if way.method == "template"]
+    return {found[turn * len(found) // count] for turn in range(count)} if found else set()
+
+
+def _check(
+    engine: Engine,
+    template: Template,
+    questions: Sequence[Prediction],
+    prefaces: Sequence[str],
+    written: Mapping[int, Generation],
+) -> dict[str, Any]:
+    """Returns how rows decoded by template agree with the same constraint token by token, JSON-ready."""
+    requests = [request_of(questions[index], questions[index].row, prefaces[index]) for index in written]
+    check = engine.check_template(requests, template, list(written.values()))
+    rows = [questions[index].row for index in written]
+    differences = [
+        {"row": rows[one.row], "slot": one.decision, "options": list(one.options), "gap": round(one.gap, 6)}
+        for one in check.differences
+    ]
+    return {"rows": check.rows, "decisions": check.decisions, "differences": differences}

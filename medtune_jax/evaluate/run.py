@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import medtune_jax
@@ -45,7 +42,9 @@ def evaluate(
     limit: int | None = None,
     shots: int = 0,
     shot_seed: int = 0,
+    rows_checked: int | None = None,
     batch_size: int | None = None,
+    cache_gib: float | None = None,
     protocol: Protocol = "aligned",
     show_credentialed: bool = False,
 ) -> dict[str, Any]:
@@ -62,7 +61,9 @@ def evaluate(
       force_template: allow another template than the model's own.
       limit: only the first so many rows of each source.
       shots: solved training rows shown before each row (evaluate/shots.py); shot_seed: of their choice.
-      batch_size: rows answered at once; None = as many as fit.
+      rows_checked: rows decoded by template that are decoded again token by token, to see how the rounding of `dtype`
+        tells (timing.json); None = 8 in bfloat16, none in float32.
+      batch_size: rows answered at once; None = as many as fit; cache_gib: memory of the cache, None = what is free.
       protocol: how texts are read and scored.
       show_credentialed: show the texts of credentialed sources in the reports.
 
@@ -73,12 +74,17 @@ def evaluate(
       UserError: see `read_rows`, `load_model`, `score`; `out` cannot be written; a source unknown to the registry
         under template decoding or without max_new_tokens; one whose outputs are not few under `loglikelihood`; a
         template that is unknown, missing or not the model's own; no training rows to show.
-      Interrupted: on SIGTERM or Ctrl-C, after what was answered has been saved.
+      Interrupted: on Ctrl-C, and on SIGTERM where that is made a KeyboardInterrupt as `medtune` does, after what was
+        answered has been saved.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
+    from medtune_jax.train.saved.disk import one_writer
+
     started, folder = time.monotonic(), Path(out)
-    with _stoppable(folder):
+    if rows_checked is None:
+        rows_checked = 8 if decoding.dtype == "bfloat16" else 0
+    with _stoppable(folder), ExitStack() as held:
         of_split = choose_rows(data, split, sources)
         rows = limited(of_split, limit)
         ways = ways_of([row for _, row in rows], decoding)
@@ -88,8 +94,9 @@ def evaluate(
         may_show = candidates(train, [row for _, row in of_split], shot_seed, str(data)) if shots else {}
         private = bool(credentialed_in(row for _, row in rows))
         make_folder(folder, private)
+        held.enter_context(one_writer(folder, "--out"))
         forced = force_template and template is not None
-        engine, own_template, identity = _load(model, decoding, forced)
+        engine, own_template, identity = _load(model, decoding, cache_gib, forced)
         form = choose_template(own_template, template, force_template, str(model))
         if decoding.max_new_tokens is None:
             ways = fit_budgets([row for _, row in rows], ways, form, engine.tokenizer)
@@ -100,7 +107,7 @@ def evaluate(
         questions = ask(rows, form, identity, asked, ways, prefaces)
         loaded = time.monotonic()
         with PredictionLog(folder, questions, private=private) as log:
-            counts = answer(
+            counts, check = answer(
                 engine,
                 form,
                 questions,
@@ -110,6 +117,7 @@ def evaluate(
                 prefaces=prefaces,
                 stop=stop_strings(form) if shots else (),
                 batch_size=batch_size,
+                rows_checked=rows_checked,
             )
             log.finish()
         answered = time.monotonic()
@@ -135,7 +143,7 @@ def evaluate(
         scores = score_file(folder / FINAL, folder, protocol=protocol, train=train, show_credentialed=show_credentialed)
     ended = time.monotonic()
     seconds = {"load": loaded - started, "generate": answered - loaded, "score": ended - answered}
-    measured = timing(len(rows), decided(ways), counts, engine.work, {**seconds, "wall": ended - started})
+    measured = timing(len(rows), decided(ways), counts, check, engine.work, {**seconds, "wall": ended - started})
     write_file(folder / "timing.json", to_json(measured))
     return {**scores.summary(folder), "timing": measured}
 
@@ -175,7 +183,9 @@ def choose_template(own: str | None, asked: str | None, force: bool, model: str)
     return get_template(name)
 
 
-def _load(model: str | Path, decoding: Decoding, force_template: bool) -> tuple[Engine, str | None, dict[str, str]]:
+def _load(
+    model: str | Path, decoding: Decoding, cache_gib: float | None, force_template: bool
+) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
     from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
@@ -185,7 +195,18 @@ def _load(model: str | Path, decoding: Decoding, force_template: bool) -> tuple[
     loaded = load_model(
         model, dtype=decoding.dtype, max_positions=decoding.max_positions, force_template=force_template
     )
-    engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=decoding.dtype)
+    cache: dict[str, Any] = {}
+    if decoding.cache_dtype:
+        cache["cache_dtype"] = decoding.cache_dtype
+    if cache_gib:
+        cache["cache_bytes"] = int(cache_gib * 2**30)
+    engine = Engine(
+        loaded.params,
+        loaded.config,
+        loaded.tokenizer,
+        dtype=decoding.dtype,
+        **cache,
+    )
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}
     return engine, loaded.template, identity
 
@@ -213,13 +234,7 @@ def _versions() -> dict[str, str]:
 
 @contextmanager
 def _stoppable(folder: Path) -> Iterator[None]:
-    """Turns SIGTERM and Ctrl-C into Interrupted, which says how to continue."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    in_main_thread = threading.current_thread() is threading.main_thread()  # only there may signals be handled
-    before = signal.signal(signal.SIGTERM, stop) if in_main_thread else None
+    """Turns KeyboardInterrupt, which the command line makes of SIGTERM too, into Interrupted: how to continue."""
     try:
         yield
     except KeyboardInterrupt:
@@ -227,6 +242,3 @@ def _stoppable(folder: Path) -> Iterator[None]:
         if partial.is_file():
             kept = f"{len(partial.read_bytes().splitlines()):,} answers are kept in {partial}. "
         raise Interrupted(f"{kept}Give the same command again to continue.") from None
-    finally:
-        if in_main_thread:
-            signal.signal(signal.SIGTERM, before)

@@ -12,14 +12,19 @@ if TYPE_CHECKING:
 
 
 def timing(
-    rows: int, decision: str, counts: Mapping[str, Counter[str]], work: Work, seconds: Mapping[str, float]
+    rows: int,
+    decision: str,
+    counts: Mapping[str, Counter[str]],
+    check: Mapping[str, Any] | None,
+    work: Work,
+    seconds: Mapping[str, float],
 ) -> dict[str, Any]:
     """Returns what timing.json holds.
 
     Args:
       rows: asked, those answered by earlier attempts too; all else is of this attempt.
       decision: what the model chooses (`answer.decided`).
-      counts: way -> sums over the rows answered in it (`answer.answer`).
+      counts: way -> sums over the rows answered in it; check: of template decoding (both of `answer.answer`).
       work: of the engine.
       seconds: of "load", "generate", "score" and the "wall".
     """
@@ -38,6 +43,7 @@ def timing(
         "decisions_per_second": round(total["decisions"] / generating, 1),
         "forward_passes_per_row": _per_row(total, "passes"),
         "ways": {way: _way(of_way) for way, of_way in sorted(counts.items())},
+        "template_check": check,
         "work": {**asdict(work), "slot_use": round(work.slot_use, 4)},
     }
 
@@ -60,6 +66,16 @@ def told(timing: Mapping[str, Any]) -> str:
             f"{work['passes']:,} passes of a batch, {work['slot_use']:.0%} of its slots in use; prompt tokens: "
             f"{work['prompt_tokens']:,} computed, {work['shared_tokens']:,} shared"
         )
+    if check := timing["template_check"]:
+        lines.append(
+            f"template decoding beside token by token: {check['rows']} rows, {check['decisions']:,} decisions, "
+            f"{len(check['differences'])} rows differ"
+        )
+        lines += [
+            f"  row {one['row']}, decision {one['slot'] + 1}: {' instead of '.join(one['options'])}, whose logit is "
+            f"{one['gap']:.3g} above the next"
+            for one in check["differences"]
+        ]
     return "\n".join(lines)
 
 

@@ -136,8 +136,8 @@ def answer_rows(
     Args:
       decoding: of which `ways` were made.
       prefaces: per row what is written before its prompt; None = nothing.
-      stop: strings before the first of which a freely written answer ends. Beam search and drafted decoding write on,
-        and what they write there is cut off.
+      stop: strings before the first of which a freely written answer ends; beam search writes on, and what it writes
+        there is cut off.
       numbers: what each row is called in errors, and by which its draws are its own (default: its index).
       only: indices of the rows to answer; None = all. They are batched as if all were, so that an answer is the same to
         the last bit whichever rows were answered before.
@@ -156,7 +156,7 @@ def answer_rows(
         return (found, told) if len(skip) < len(found) else None
 
     def requests(indices: Sequence[int]) -> list[TemplateRequest]:
-        return [_request(rows[index], numbers[index], prefaces[index]) for index in indices]
+        return [request_of(rows[index], numbers[index], prefaces[index]) for index in indices]
 
     if answered := of(lambda way: way.method == "template"):
         found, told = answered
@@ -168,7 +168,7 @@ def answer_rows(
         if answered := of(lambda way, draft=draft: way.free and way.draft == draft):  # type: ignore[misc]
             found, told = answered
             told["max_new_tokens"] = [ways[index].budget for index in found]
-            if stop and (draft != "none" or decoding.method == "beam"):
+            if stop and decoding.method == "beam":
                 told["on_done"] = _cutting(told["on_done"], stop)
             elif stop:
                 told["stop"] = stop
@@ -201,7 +201,8 @@ def _cutting(on_done: OnDone, stop: Sequence[str]) -> OnDone:
     return cut
 
 
-def _request(row: Question, number: int, preface: str) -> TemplateRequest:
+def request_of(row: Question, number: int, preface: str) -> TemplateRequest:
+    """Returns what the engine is asked of a row whose outputs are known."""
     from medtune_jax.generate.engine import TemplateRequest
 
     allowed: Allowed | None = get_source(row.source).task.allowed(row.input)

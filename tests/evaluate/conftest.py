@@ -38,7 +38,10 @@ def oracle(monkeypatch):
 
 @pytest.fixture
 def interruptible():
-    """A test runner started in the background inherits an ignored SIGINT; here Ctrl-C means what it does in a shell."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    """Ctrl-C means what it does in a shell, though a test runner in the background inherits an ignored SIGINT; and so
+    does SIGTERM, as `medtune` has it."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, signal.default_int_handler) for number in numbers]
     yield
-    signal.signal(signal.SIGINT, before)
+    for number, handler in zip(numbers, before, strict=True):
+        signal.signal(number, handler)
