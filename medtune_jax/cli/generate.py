@@ -1,146 +1,271 @@
-"""Answers one prompt, or every prompt of a file.
+"""Answers one prompt, every prompt of a file, or what is typed.
 
 A tuned model is asked with the template that it was tuned with; a model that names none is given the text as it is.
 Where a template is used and --instruction is given, the prompt is the input that the instruction is about; without
 --instruction the prompt itself is the instruction. In --input_file every line is a prompt; in a .jsonl file every line
 is an object with "prompt" and optionally its own "instruction".
 
-It runs on one device, which must hold the model: 4 bytes a parameter, 2 with --dtype=bfloat16. A run's checkpoint is
-read as the float32 that it is, so of a large model's run give what `medtune export --dtype=bfloat16` wrote of it.
+--out=FILE.jsonl keeps the answers to a file as they come. Stopped by Ctrl-C or SIGTERM it exits with 75; the same
+command again asks what is missing and ends with the bytes of an undisturbed run. Without --out what is answered by then
+is printed. A prompt that is too long for the model has the finish_reason prompt_too_long.
+
+--interactive reads prompts from stdin, line by line, and writes each answer as it comes. Earlier turns stand before the
+new prompt, each as a whole text of the template; the oldest are forgotten, and that is told, when the context is full.
+/help lists its commands. What is said is kept in memory only.
+
+--method=greedy takes the likeliest token, sample draws (--temperature --top_k --top_p --min_p --seed), beam searches
+(--num_beams --length_penalty --n_best). --draft=prompt writes greedy's text in fewer passes where that repeats its
+prompt.
+
+--mesh says how devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by
+and prompts over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight into their
+shards: neither a device nor the host holds the whole of what is split. Each device holds its share of the weights, 4
+bytes a parameter or 2 with --dtype=bfloat16, while loading one kind of them twice (of a run, in its float32), and its
+share of the cache, which --cache_dtype and --cache_gib make smaller.
+
+On several machines the same command runs on each, as `medtune train --help` says; the first writes and speaks.
 """
 
 from __future__ import annotations
 
-import json
+import sys
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags as absl_flags
 
 from medtune_jax.cli.arguments import refuse_given
-from medtune_jax.errors import UserError
+from medtune_jax.cli.prompts import Asked, answer_prompts, read_prompts
+from medtune_jax.cli.several import define_process_flags, joined_as
+from medtune_jax.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
     from medtune_jax.data.prompts import Template
-    from medtune_jax.generate.sampling import Method
+    from medtune_jax.generate.engine import Engine
+    from medtune_jax.generate.results import Generation
+    from medtune_jax.generate.sampling import Beam, Method
 
 SUMMARY = "answer prompts with a checkpoint or a run"
 
-OF_SAMPLE = ("temperature", "top_k", "top_p", "seed")
+OF_SAMPLE = ("temperature", "top_k", "top_p", "min_p", "seed")
+OF_BEAM = ("num_beams", "length_penalty", "n_best")
+OF_FILE = ("batch_size", "out")
+Result = dict[str, Any]
 
 
 def define_flags(flags: absl_flags.FlagValues) -> None:
     """Defines the flags of `medtune generate`."""
-    text, number = absl_flags.DEFINE_string, absl_flags.DEFINE_integer
+    text, yes, choice = absl_flags.DEFINE_string, absl_flags.DEFINE_bool, absl_flags.DEFINE_enum
+    number, real = absl_flags.DEFINE_integer, absl_flags.DEFINE_float
     text("model", None, "Hugging Face directory or run folder.", required=True, flag_values=flags)
     text("prompt", None, "The prompt.", flag_values=flags)
     text("input_file", None, "Prompts instead of --prompt: a text file or a .jsonl file.", flag_values=flags)
+    yes("interactive", False, "Prompts from stdin instead, with history.", flag_values=flags)
+    text("out", None, "Of --input_file: FILE.jsonl for the answers; resumable.", flag_values=flags)
     text("instruction", None, "What is asked about the prompt.", flag_values=flags)
     text(
         "template", None, "Prompt template, or none = the text as it is; the model's own without it.", flag_values=flags
     )
-    absl_flags.DEFINE_bool(
-        "force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags
-    )
-    absl_flags.DEFINE_enum("method", "greedy", ["greedy", "sample"], "How tokens are chosen.", flag_values=flags)
+    yes("force_template", False, "Ask with --template even if the model was tuned with another.", flag_values=flags)
+    choice("method", "greedy", ["greedy", "sample", "beam"], "How tokens are chosen.", flag_values=flags)
     number("max_new_tokens", 256, "Most tokens of an answer.", lower_bound=1, flag_values=flags)
-    absl_flags.DEFINE_float("temperature", 1.0, "Of --method=sample.", flag_values=flags)
+    absl_flags.DEFINE_multi_string(
+        "stop",
+        [],
+        "Text before which an answer ends; repeatable, in a shell --stop=$'\\n' is a line.",
+        flag_values=flags,
+    )
+    real("temperature", 1.0, "Of --method=sample.", flag_values=flags)
     number("top_k", 0, "Of --method=sample; 0 = all tokens.", flag_values=flags)
-    absl_flags.DEFINE_float("top_p", 1.0, "Of --method=sample.", flag_values=flags)
+    real("top_p", 1.0, "Of --method=sample.", flag_values=flags)
+    real("min_p", 0.0, "Of --method=sample: least share of the likeliest token's probability.", flag_values=flags)
     number("seed", 0, "Of --method=sample.", lower_bound=0, flag_values=flags)
-    absl_flags.DEFINE_enum(
-        "dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags
+    real("repetition_penalty", 1.0, "Of --method=greedy and sample; 1 = none.", flag_values=flags)
+    number("num_beams", 4, "Of --method=beam.", flag_values=flags)
+    real("length_penalty", 1.0, "Of --method=beam: power of the length that a score is divided by.", flag_values=flags)
+    number("n_best", 1, "Of --method=beam: so many answers with their scores.", flag_values=flags)
+    choice("draft", "none", ["none", "prompt"], "Of --method=greedy: what is proposed and verified.", flag_values=flags)
+    number(
+        "batch_size", None, "Of --input_file: prompts answered at once; as many as fit without it.", flag_values=flags
     )
+    choice("dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags)
+    choice("cache_dtype", None, ["int8"], "Type of the cached keys and values; --dtype without it.", flag_values=flags)
+    real("cache_gib", None, "GiB that the cache may take on each device; what is free without it.", flag_values=flags)
+    number(
+        "max_positions",
+        None,
+        "Positions of prompt and answer together; the checkpoint's own without it (raising it extrapolates).",
+        lower_bound=2,
+        flag_values=flags,
+    )
+    text("mesh", "auto", "Devices: auto, none (one), or as data=2,tensor=4.", flag_values=flags)
+    define_process_flags(flags)
 
 
-def run(flags: absl_flags.FlagValues) -> dict[str, Any] | list[dict[str, Any]]:
-    """Returns {"prompt", "generated", "finish_reason"}, for a file one per prompt."""
-    from medtune_jax.launchers import refuse_several
+def run(flags: absl_flags.FlagValues) -> Result | list[Result] | None:
+    """Returns {"prompt", "generated", "finish_reason"}, for a file one per prompt, for a session one per turn.
 
-    refuse_several("generate")
-    asked = _prompts(flags)
+    With --n_best also "alternatives", [{"generated", "score"}]; with --draft also "passes", "drafted" and "accepted".
+    None where nothing is left to be printed: in a process that does not speak, and after a session without --json.
+    """
+    _refuse_without_effect(flags)
+    asked = [] if flags.interactive else read_prompts(flags.prompt, flags.input_file, flags.instruction)
     method = _method(flags)
-
-    from medtune_jax.compilation_cache import use_compilation_cache
-    from medtune_jax.generate.engine import Engine
-    from medtune_jax.train.load import load_model
-
-    use_compilation_cache()
-    forced = flags.force_template and flags.template is not None
-    loaded = load_model(flags.model, dtype=flags.dtype, force_template=forced)
-    template = _template(flags, loaded.template)
-    if template is None and any(instruction is not None for _, instruction in asked):
-        raise UserError("An instruction needs a template to be written into: give --template.")
-    texts = [_text(template, prompt, instruction) for prompt, instruction in asked]
-    prompts = [[loaded.tokenizer.bos_id, *loaded.tokenizer.encode(text)] for text in texts]
-    for index, ids in enumerate(prompts):
-        if len(ids) >= loaded.config.max_positions:
-            where = "--prompt" if flags.prompt is not None else f"{flags.input_file}, prompt {index + 1}"
-            raise UserError(
-                f"{where} has {len(ids)} tokens with its template; {flags.model} has {loaded.config.max_positions} "
-                "positions for prompt and answer together. Shorten it."
-            )
-    engine = Engine(loaded.params, loaded.config, loaded.tokenizer, dtype=flags.dtype)
-    answers = engine.generate(
-        prompts,
-        method=method,
-        max_new_tokens=flags.max_new_tokens,
-        seed=flags.seed,
-        progress="generate" if len(prompts) > 1 else None,
-    )
-    results = [
-        {"prompt": prompt, "generated": answer.text, "finish_reason": answer.finish_reason}
-        for (prompt, _), answer in zip(asked, answers, strict=True)
-    ]
-    return results[0] if flags.prompt is not None else results
+    with joined_as("medtune generate", flags):
+        return _run(flags, asked, method)
 
 
-def human(result: dict[str, Any] | list[dict[str, Any]]) -> str:
+def human(result: Result | list[Result]) -> str:
     """Returns the answers as text; those of a file below their prompts."""
-    if isinstance(result, dict):
-        return str(result["generated"])
-    return "\n\n".join(f"> {one['prompt']}\n{one['generated']}" for one in result)
+    if isinstance(result, list):
+        return "\n\n".join(f"> {one['prompt']}\n{human(one)}" for one in result)
+    if "alternatives" in result:
+        return "\n".join(f"{one['score']:.4f}  {one['generated']}" for one in result["alternatives"])
+    return str(result["generated"])
 
 
-def _prompts(flags: absl_flags.FlagValues) -> list[tuple[str, str | None]]:
-    """Returns (prompt, instruction or None) of each prompt asked."""
-    if (flags.prompt is None) == (flags.input_file is None):
-        raise UserError("Give either --prompt or --input_file.")
-    if flags.prompt is not None:
-        return [(flags.prompt, flags.instruction)]
-    path = Path(flags.input_file)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")  # not at U+2028, which may stand in a prompt
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input_file: {path} cannot be read as text: {error}") from None
-    numbered = [(number, line) for number, line in enumerate(lines, 1) if line.strip()]
-    if not numbered:
-        raise UserError(f"--input_file: {path} holds no prompt.")
-    if path.suffix != ".jsonl":
-        return [(line, flags.instruction) for _, line in numbered]
-    return [_json_prompt(line, f"{path}, line {number}", flags.instruction) for number, line in numbered]
+def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
+    if [flags.prompt is not None, flags.input_file is not None, flags.interactive].count(True) != 1:
+        raise UserError("Give either --prompt or --input_file or --interactive.")
+    where = f"--method={flags.method}"
+    if flags.method != "sample":
+        refuse_given(flags, OF_SAMPLE, where, "--method=sample")
+    if flags.method != "beam":
+        refuse_given(flags, OF_BEAM, where, "--method=beam")
+    if flags.method != "greedy":
+        refuse_given(flags, ["draft"], where, "--method=greedy")
+    if flags.method == "beam":
+        refuse_given(flags, ["repetition_penalty", "stop"], where, "--method=greedy")
+    if flags.draft != "none":
+        refuse_given(flags, ["stop"], f"--draft={flags.draft}", "--draft=none")
+    if flags.draft != "none" and flags.repetition_penalty != 1:
+        raise UserError("--draft verifies plain greedy decoding: leave out --repetition_penalty, or --draft.")
+    if flags.input_file is None:
+        refuse_given(flags, OF_FILE, "--interactive" if flags.interactive else "--prompt", "--input_file")
+    if flags.n_best > 1 and flags.interactive and not flags.json:
+        refuse_given(flags, ["n_best"], "a session, which shows one answer", "--json")
 
 
-def _json_prompt(line: str, where: str, instruction: str | None) -> tuple[str, str | None]:
-    try:
-        found = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{where} is not JSON: {error}") from None
-    if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
-        raise UserError(f'{where}: expected an object with the string "prompt".')
-    own = found.get("instruction", instruction)
-    if own is not None and not isinstance(own, str):
-        raise UserError(f'{where}: "instruction" is not a string.')
-    return found["prompt"], own
-
-
-def _method(flags: absl_flags.FlagValues) -> Method:
-    from medtune_jax.generate.sampling import Greedy, Sample
+def _method(flags: absl_flags.FlagValues) -> Method | Beam:
+    from medtune_jax.generate.sampling import Beam, Greedy, Sample
 
     if flags.method == "sample":
-        return Sample(flags.temperature, flags.top_k, flags.top_p)
-    refuse_given(flags, OF_SAMPLE, "--method=greedy", "--method=sample")
-    return Greedy()
+        return Sample(flags.temperature, flags.top_k, flags.top_p, flags.min_p, flags.repetition_penalty)
+    if flags.method == "beam":
+        return Beam(num_beams=flags.num_beams, length_penalty=flags.length_penalty, n_best=flags.n_best)
+    return Greedy(flags.repetition_penalty)
+
+
+def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam) -> Result | list[Result] | None:
+    import jax
+
+    from medtune_jax.compilation_cache import use_compilation_cache
+    from medtune_jax.generate.conversation import render
+    from medtune_jax.generate.engine import Engine
+    from medtune_jax.generate.placing import mesh_for
+    from medtune_jax.processes import is_first
+    from medtune_jax.train.load import load_model
+
+    if flags.interactive and jax.process_count() > 1:
+        raise UserError(f"--interactive talks with one process, and there are {jax.process_count()}: start one.")
+    use_compilation_cache()
+    loaded = load_model(
+        flags.model,
+        dtype=flags.dtype,
+        mesh=partial(mesh_for, flags.mesh),
+        max_positions=flags.max_positions,
+        force_template=flags.force_template and flags.template is not None,
+    )
+    template = _template(flags, loaded.template)
+    engine = Engine(
+        loaded.params,
+        loaded.config,
+        loaded.tokenizer,
+        mesh=loaded.mesh,
+        dtype=flags.dtype,
+        donate=True,
+    )
+    options: dict[str, Any] = {
+        "method": method,
+        "max_new_tokens": flags.max_new_tokens,
+        "seed": flags.seed,
+        "stop": tuple(flags.stop),
+        "draft": None if flags.draft == "none" else flags.draft,
+    }
+    if flags.batch_size is not None:
+        options["batch_size"] = flags.batch_size
+    if flags.interactive:
+        return _converse(flags, engine, template, options)
+    texts = [render(template, prompt, instruction) for prompt, instruction in asked]
+    _require_same(flags, texts, loaded.sha256)
+    if flags.prompt is not None:
+        ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(texts[0])]
+        if len(ids) >= loaded.config.max_positions:
+            raise UserError(
+                f"--prompt has {len(ids)} tokens with its template; {flags.model} has {loaded.config.max_positions} "
+                "positions for prompt and answer together. Shorten it."
+            )
+        answer = engine.generate([ids], **options)[0]
+        return _described(flags, flags.prompt, answer) if is_first() else None
+    results, count = {}, len(asked)
+
+    def done(index: int, answer: Generation) -> Result:
+        results[index] = _described(flags, asked[index].prompt, answer)
+        return results[index]
+
+    try:
+        found = answer_prompts(
+            engine,
+            texts,
+            done,
+            out=flags.out,
+            identity=[loaded.sha256, loaded.tokenizer.sha256, *_settings(flags)],
+            **options,
+        )
+    except KeyboardInterrupt:
+        if flags.out:
+            raise Interrupted("What is answered is kept. Give the same command again to continue.") from None
+        from medtune_jax.cli.main import as_text, say
+
+        if is_first():
+            say(as_text(sys.modules[__name__], [results[index] for index in sorted(results)], as_json=flags.json))
+        raise Interrupted(
+            f"{len(results):,} of {count:,} prompts are answered and printed. With --out=FILE.jsonl answers are kept, "
+            "and the same command continues."
+        ) from None
+    return found if is_first() else None
+
+
+def _converse(
+    flags: absl_flags.FlagValues, engine: Engine, template: Template | None, options: dict[str, Any]
+) -> list[Result] | None:
+    from medtune_jax.cli.conversation import converse
+    from medtune_jax.generate.conversation import Conversation, render
+
+    render(template, "", flags.instruction)  # refuses an instruction without a template
+    conversation = Conversation(
+        engine.tokenizer, template, engine.config.max_positions, flags.max_new_tokens, flags.instruction
+    )
+
+    streams = flags.method != "beam" and flags.draft == "none"
+
+    def answer(tokens: list[int], *, turn: int, on_text: Any) -> Generation:
+        streamed = {"on_text": lambda _, text: on_text(text)} if streams else {}
+        return engine.generate([tokens], rows=[turn], **streamed, **options)[0]
+
+    # With --json stdout is the result's.
+    results = converse(conversation, answer, partial(_described, flags), sys.stderr if flags.json else sys.stdout)
+    return results if flags.json else None
+
+
+def _described(flags: absl_flags.FlagValues, prompt: str, answer: Generation) -> Result:
+    told: Result = {"prompt": prompt, "generated": answer.text, "finish_reason": answer.finish_reason}
+    if flags.n_best > 1:
+        told["alternatives"] = [{"generated": one.text, "score": one.score} for one in answer.alternatives]
+    if flags.draft != "none":
+        told |= {"passes": answer.passes, "drafted": answer.drafted, "accepted": answer.accepted}
+    return told
 
 
 def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
@@ -151,7 +276,15 @@ def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
     return None if name == "none" else get_template(name)
 
 
-def _text(template: Template | None, prompt: str, instruction: str | None) -> str:
-    if template is None:
-        return prompt
-    return template.prompt(prompt, "") if instruction is None else template.prompt(instruction, prompt)
+def _settings(flags: absl_flags.FlagValues) -> list[Any]:
+    """Returns the values of all flags that decide what an answer is, beside model, prompt and template."""
+    names = ("method", "max_new_tokens", "stop", *OF_SAMPLE, *OF_BEAM, "repetition_penalty", "draft", "dtype")
+    return [flags[name].value for name in (*names, "cache_dtype", "max_positions")]
+
+
+def _require_same(flags: absl_flags.FlagValues, texts: list[str], model: str) -> None:
+    """Raises UserError where one of several processes was given something else than the first."""
+    from medtune_jax.train.agreement import program_and_weights, require_same
+
+    parts = {"prompts or template": texts, "settings": [*_settings(flags), flags.batch_size, flags.mesh]}
+    require_same({**parts, **program_and_weights(Path(flags.model), model)})

@@ -69,7 +69,6 @@ def answer_prompts(
     *,
     out: str | None,
     identity: Sequence[Any],
-    batch_size: int | None,
     **options: Any,
 ) -> list[dict[str, Any]]:
     """Answers texts; where they are to be kept in the file `out`, those that an earlier call answered are not asked.
@@ -109,7 +108,6 @@ def answer_prompts(
         engine.generate(
             [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts],
             **options,
-            batch_size=batch_size,
             skip=frozenset(answered),
             on_done=keep,
             progress="generate" if first else None,

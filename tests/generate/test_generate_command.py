@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+import signal
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -53,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def ask(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str]:
     """Returns (exit status, last line of stdout or all of stderr)."""
     capsys.readouterr()
-    status = dispatch(["generate", *arguments, "--json"])
+    status = dispatch(["generate", "--mesh=none", *arguments, "--json"])
     out, err = capsys.readouterr()
     return status, out.strip().split("\n")[-1] if status == 0 else err
 
@@ -141,15 +145,27 @@ def test_sampling_is_the_seeds_alone(folder: Path, capsys: pytest.CaptureFixture
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "--prompt or --input_file"),
+        ((), "--prompt or --input_file or --interactive"),
         (("--prompt=a", "--input_file=b"), "--prompt or --input_file"),
+        (("--prompt=a", "--interactive"), "--prompt or --input_file"),
         (("--input_file=absent.txt",), "absent.txt"),
         (("--prompt=" + "long " * 60,), "301 tokens"),
         (("--prompt=a", "--temperature=0.5"), "--method=sample"),
         (("--prompt=a", "--method=sample", "--temperature=0"), "temperature"),
         (("--prompt=a", "--instruction=b"), "--template"),
         (("--prompt=a", "--template=alpacca"), "alpaca"),
-        (("--prompt=a", "--method=beam"), "beam"),
+        (("--prompt=a", "--num_beams=2"), "--method=beam"),
+        (("--prompt=a", "--method=beam", "--top_k=2"), "--method=sample"),
+        (("--prompt=a", "--method=beam", "--n_best=9"), "n_best"),
+        (("--prompt=a", "--method=sample", "--draft=prompt"), "--method=greedy"),
+        (("--prompt=a", "--draft=prompt", "--stop=x"), "--stop"),
+        (("--prompt=a", "--draft=prompt", "--repetition_penalty=2"), "--repetition_penalty"),
+        (("--prompt=a", "--out=x.jsonl"), "--input_file"),
+        (("--interactive", "--batch_size=2"), "--input_file"),
+        (("--prompt=a", "--mesh=tenser=2"), "'tensor'"),
+        (("--prompt=a", "--mesh=tensor"), "data=2,tensor=4"),
+        (("--prompt=a", "--mesh=data=2,tensor=2"), "needs 4 devices, there are 8"),
+        (("--prompt=a", "--mesh=tensor=8"), "tensor=8 does not divide num_attention_heads (2)"),
     ],
 )
 def test_mistakes_are_named(
@@ -159,3 +175,168 @@ def test_mistakes_are_named(
     assert status == 2
     assert message in err
     assert "Traceback" not in err
+
+
+def test_answers_end_before_a_stop_string(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    whole = expected(folder / "plain", "Is it?")
+    common = (f"--model={folder / 'plain'}", "--prompt=Is it?", "--max_new_tokens=6")
+    result = json.loads(ask(capsys, *common, "--stop=absent", f"--stop={whole[2:4]}")[1])
+    assert result["finish_reason"] == "stop" and result["generated"] == whole[: whole.index(whole[2:4])]
+
+
+def test_n_best_answers_come_with_their_scores_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    common = (f"--model={folder / 'plain'}", "--prompt=Is it?", "--max_new_tokens=6")
+    result = json.loads(ask(capsys, *common, "--method=beam", "--num_beams=3", "--n_best=2")[1])
+    first, second = result["alternatives"]
+    assert result["generated"] == first["generated"] != second["generated"] and first["score"] >= second["score"]
+
+
+def test_a_draft_changes_no_text_and_its_acceptance_is_told(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result = json.loads(
+        ask(capsys, f"--model={folder / 'plain'}", "--prompt=Is it?", "--max_new_tokens=6", "--draft=prompt")[1]
+    )
+    assert result["generated"] == expected(folder / "plain", "Is it?")
+    assert result["drafted"] >= result["accepted"] >= 0 and result["passes"] >= 1
+
+
+# ------------------------------------------------------------------------------------------------ files, interrupted
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    path = tmp_path / "p.txt"
+    path.write_text("one\ntwo and more\nthree\n" + "too long " * 40 + "\nthree\n")
+    return path
+
+
+@pytest.fixture
+def interrupt(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """A function that has SIGTERM come when so many prompts are answered."""
+    plain = Engine.generate
+
+    def after(count: int) -> None:
+        def generate(self: Engine, *args: object, on_done: Callable[..., None], **options: object) -> object:
+            left = [count]
+
+            def done(*answer: object) -> None:
+                on_done(*answer)
+                left[0] -= 1
+                if left[0] == 0:
+                    signal.raise_signal(signal.SIGTERM)
+
+            return plain(self, *args, on_done=done, **options)  # type: ignore[arg-type]
+
+        monkeypatch.setattr(Engine, "generate", generate if count else plain)
+
+    return after
+
+
+def test_a_stopped_file_continues_to_the_bytes_of_an_undisturbed_one(
+    folder: Path, prompts: Path, tmp_path: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    common = (f"--model={folder / 'plain'}", f"--input_file={prompts}", "--max_new_tokens=6", "--method=sample")
+    status, whole = ask(capsys, *common, f"--out={tmp_path / 'whole.jsonl'}")
+    assert status == 0
+    reasons = [one["finish_reason"] for one in json.loads(whole)]
+    assert reasons[3] == "prompt_too_long" and "prompt_too_long" not in reasons[:3]
+
+    out = tmp_path / "new" / "a.jsonl"
+    interrupt(2)
+    status, err = ask(capsys, *common, f"--out={out}")
+    assert status == 75 and "Give the same command again" in err and not out.exists()
+    partial = out.with_name("a.jsonl.partial")
+    assert len(partial.read_bytes().splitlines()) == 2
+    with partial.open("ab") as file:
+        file.write(b'{"prompt": "torn')
+    interrupt(0)
+    for _ in range(2):  # the second time all is there already
+        status, told = ask(capsys, *common, f"--out={out}")
+        assert status == 0 and told == whole
+        assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes() and not partial.exists()
+    status, err = ask(capsys, *common, f"--out={out}", "--seed=1")
+    assert status == 2 and "5 lines that this call would lose" in err
+    assert out.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+
+
+def test_without_a_file_what_is_answered_is_printed_when_stopped(
+    folder: Path, prompts: Path, interrupt: Callable[[int], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    interrupt(2)
+    status = dispatch(["generate", "--mesh=none", f"--model={folder / 'plain'}", f"--input_file={prompts}", "--json"])
+    out, err = capsys.readouterr()
+    assert status == 75 and "2 of 5 prompts are answered and printed" in err and "--out=FILE.jsonl" in err
+    assert len(json.loads(out.strip().split("\n")[-1])) == 2
+
+
+# ----------------------------------------------------------------------------------------------------- conversations
+
+
+def converse(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lines: str, *arguments: str
+) -> tuple[int, str, str]:
+    capsys.readouterr()
+    monkeypatch.setattr(sys, "stdin", io.StringIO(lines))
+    status = dispatch(["generate", "--mesh=none", "--interactive", "--max_new_tokens=6", *arguments])
+    return status, *capsys.readouterr()
+
+
+def test_a_session_answers_line_by_line_with_its_history(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked: list[list[int]] = []
+    plain = Engine.generate
+
+    def generate(self: Engine, prompts: list[list[int]], **options: object) -> object:
+        asked.extend(prompts)
+        return plain(self, prompts, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    lines = "one\n\ntwo\n/reset\n/instruction Tag.\nthree\n"
+    status, out, err = converse(monkeypatch, capsys, lines, f"--model={folder / 'tuned'}", "--json")
+    assert status == 0
+    results = json.loads(out.strip())  # nothing else is on stdout
+    assert [one["prompt"] for one in results] == ["one", "two", "three"]
+    assert all(one["generated"] in err for one in results)  # as it came
+    tokenizer, form = load_tokenizer(folder / "tuned"), get_template("medtuned_eval")
+    first, second = ([tokenizer.bos_id, *tokenizer.encode(form.prompt(text, ""))] for text in ("one", "two"))
+    answer = asked[1][len(first) : -len(second) - 1]
+    assert asked[1] == [*first, *answer, tokenizer.eos_id, *second]
+    assert tokenizer.decode(answer) == results[0]["generated"]
+    assert asked[2] == [tokenizer.bos_id, *tokenizer.encode(form.prompt("Tag.", "three"))]
+
+    status, out, err = converse(monkeypatch, capsys, "one\ntwo\n/quit\nthree\n", f"--model={folder / 'tuned'}")
+    assert status == 0 and out == "".join(f"{one['generated']}\n" for one in results[:2])
+    assert ">" not in err and "Ctrl" not in err
+
+
+def test_mistakes_in_a_session_are_told_and_it_goes_on(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = "/rest\n/instruction Tag.\n" + "long " * 60 + "\n" + "x" * 150 + "\n" + "y" * 150 + "\n/help\n"
+    status, out, err = converse(monkeypatch, capsys, lines, f"--model={folder / 'plain'}")
+    assert status == 0 and len(out.splitlines()) >= 2
+    assert "Did you mean '/reset'?" in err and "start with --template" in err and "/quit" in err
+    assert "300 tokens" in err and "Shorten it." in err
+    assert "The context is full: the oldest turn is forgotten." in err
+
+
+def test_ctrl_c_stops_an_answer_and_sigterm_the_session(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, turns = Engine.generate, iter((signal.SIGINT, None, signal.SIGTERM))
+
+    def generate(self: Engine, *args: object, on_text: Callable[..., None], **options: object) -> object:
+        number = next(turns)
+        if number is not None:
+            on_text(0, "beg")
+            signal.raise_signal(number)
+        return plain(self, *args, on_text=on_text, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        status, out, err = converse(monkeypatch, capsys, "one\ntwo\nthree\nfour\n", f"--model={folder / 'plain'}")
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert status == 1 and "(stopped)" in err and "interrupted" in err
+    assert out.startswith("beg\n") and out.count("beg\n") == 2
