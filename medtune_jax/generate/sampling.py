@@ -62,9 +62,7 @@ class Sample:
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < math.inf:
-            raise UserError(
-                f"temperature {self.temperature} is no finite number above 0; for the likeliest token use greedy."
-            )
+            raise UserError(f"temperature {self.temperature} is no number above 0; for the likeliest token use greedy.")
         if self.top_k < 0:
             raise UserError(f"top_k {self.top_k} is negative; 0 keeps every token.")
         if not 0 < self.top_p <= 1:
@@ -150,9 +148,7 @@ def _draw(keys_B: jax.Array, logits_BN: jax.Array) -> jax.Array:
 
 def _check_penalty(penalty: float) -> None:
     if not 0 < penalty < math.inf:
-        raise UserError(
-            f"repetition_penalty {penalty} is no finite number above 0; 1 is no penalty, more avoids repeating."
-        )
+        raise UserError(f"repetition_penalty {penalty} is no number above 0; 1 is no penalty, more avoids repeating.")
 
 
 def first_maximum(logits_BV: jax.Array) -> jax.Array:
