@@ -53,14 +53,15 @@ class Search:
 
 
 def search(
-    core: Core, prompts: Sequence[Prompt], method: Beam, batch_size: int, skip: Collection[int], results: Results
+    core: Core, prompts: Sequence[Prompt], method: Beam, batch_size: int | None, skip: Collection[int], results: Results
 ) -> None:
     """Answers prompts by beam search (`Engine.generate`); batch_size: prompts searched together."""
     if 2 * method.num_beams > core.config.vocab_size:
         raise UserError(f"num_beams {method.num_beams} is more than half of the {core.config.vocab_size} tokens.")
     rows = [_begun(prompt, method.num_beams) for prompt in prompts]
+    batch_size, prefixes = core.batch_size(rows, batch_size), core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
-        slots = core.slots(group, batch_size)
+        slots = core.slots(group, batch_size, prefixes=prefixes)
         while slots.admit():
             steps = _advance(core, slots, method)
             for slot, row in slots.active():

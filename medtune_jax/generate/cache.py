@@ -97,15 +97,13 @@ def fill(full: Stored, new_RSKE: jax.Array, slots_R: jax.Array) -> Stored:
     return _put(full, Stored(jnp.swapaxes(new_RSKE, 1, 2), scale_RKS), slots_R)
 
 
-@partial(jax.jit, donate_argnames=("full",))
 def copy_in(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
-    """Returns the cache of a layer, which is donated, with what is stored in `part` at the beginning of some slots."""
+    """Returns the cache of a layer with what is stored in `part` at the beginning of some slots."""
     return _put(full, part, slots_R)
 
 
-@partial(jax.jit, static_argnames=("length",))
-def copy_out(full: Stored, slots_R: jax.Array, *, length: int) -> Stored:
-    """Returns the first `length` positions of some slots; zeros beyond the end of their cache."""
+def copy_out(full: Stored, slots_R: jax.Array, length: int) -> Stored:
+    """Returns the first `length` positions of some slots; zeros beyond the end of the cache."""
     return _cut(jax.tree.map(lambda x: x[slots_R], full), length)
 
 

@@ -14,6 +14,7 @@ import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 import jax
@@ -22,7 +23,9 @@ from jax.sharding import Mesh
 
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.generate import decode
-from medtune_jax.generate.slots import Slots, Waiting
+from medtune_jax.generate.budget import Budget, default_slots, find_budget, find_demand, position_bytes
+from medtune_jax.generate.prefixes import Prefixes, shared_beginnings
+from medtune_jax.generate.slots import Slots, Waiting, round_up, slot_length
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
 
@@ -61,8 +64,9 @@ class Core:
 
     Attributes:
       weights: cast, and placed on `mesh`; None = one device.
-      dtype: of weights, activations and cache.
+      dtype: of weights and activations.
       work: counts what is done.
+      cache_dtype: "int8", or None = `dtype`; cache_bytes: what a cache may take of each device; None = what is free.
     """
 
     weights: decode.Weights
@@ -71,17 +75,74 @@ class Core:
     mesh: Mesh | None
     dtype: Any
     work: Work = field(default_factory=Work)
+    cache_dtype: str | None = None
+    cache_bytes: int | None = None
+
+    @property
+    def stored(self) -> Any:
+        """The dtype of caches."""
+        return jnp.dtype(self.cache_dtype or self.dtype)
 
     @property
     def ways(self) -> int:
         """Devices among which slots are shared out."""
         return 1 if self.mesh is None else math.prod(self.mesh.shape[axis] for axis in BATCH_AXES)
 
-    def slots(self, rows: Sequence[Any], batch_size: int, *, of: int | None = None) -> Slots[Any]:
-        """Returns a batch through which these rows will pass, in their order; of: rows in all, where it is one batch of
-        several that should have one size."""
-        batch, chunk = self.batch(of or len(rows), batch_size)
-        return Slots(self.weights, self.config, self.dtype, iter(rows), batch, chunk=chunk, work=self.work)
+    @cached_property
+    def budget(self) -> Budget:
+        """What caches may take of each device, found when it is first asked for; by all processes together."""
+        jax.block_until_ready(self.weights)
+        return find_budget(self.mesh, self.cache_bytes)
+
+    def batch_size(self, rows: Sequence[Waiting], asked: int | None, *, most: int | None = None) -> int:
+        """Returns how many slots these rows are given at most.
+
+        Args:
+          asked: by the user; None = as many as fit, up to a default of the device.
+          most: of what use more would not be.
+
+        Raises:
+          UserError: what is asked, or one slot of the longest row, does not fit into the budget.
+        """
+        if not rows:
+            return 1
+        length = slot_length(rows)
+        demand = find_demand(self.config, self.dtype, self.stored, self.mesh, self.budget, length)
+        if asked is None:
+            usual = default_slots(self.ways)
+            return demand.default(self.budget, usual if most is None else min(usual, most))
+        wanted = asked if most is None else min(asked, most)
+        slots, _ = self.batch(len(rows), wanted)
+        if slots > demand.fitting(self.budget):
+            raise demand.refusal(self.budget, slots)
+        return wanted
+
+    def prefixes(self, rows: Sequence[Waiting]) -> Prefixes:
+        """Returns what these rows' prompts share at their beginnings, with room for as much of it as the budget has."""
+        found = shared_beginnings([row.filled for row in rows])
+        if not found:
+            return Prefixes((), 0)
+        position = position_bytes(self.config, self.stored, self.mesh)
+        fitting = int(self.budget.prefixes // (position * round_up(max(map(len, found)), 64)))
+        wanted = -(-len(found) // self.ways)
+        each = min(1 << (wanted - 1).bit_length(), 1 << fitting.bit_length() >> 1)  # powers of two
+        return Prefixes(found, each * self.ways)
+
+    def slots(
+        self, rows: Sequence[Any], batch_size: int | None, *, of: int | None = None, prefixes: Prefixes | None = None
+    ) -> Slots[Any]:
+        """Returns a batch through which these rows will pass, in their order.
+
+        Args:
+          batch_size: as `batch_size` takes it.
+          of: rows in all, where this is one batch of several that should have one size.
+          prefixes: the shared beginnings of all rows of a call; None = of these rows.
+        """
+        batch, chunk = self.batch(of or len(rows), self.batch_size(rows, batch_size))
+        shared = self.prefixes(rows) if prefixes is None else prefixes
+        return Slots(
+            self.weights, self.config, self.stored, iter(rows), batch, chunk=chunk, prefixes=shared, work=self.work
+        )
 
     def batch(self, rows: int, batch_size: int) -> tuple[int, int]:
         """Returns (slots, how many of them are prefilled together)."""

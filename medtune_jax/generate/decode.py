@@ -7,113 +7,31 @@ stand at any positions. Dimensions as in model/llama.py; here B are slots, T cac
 
 from __future__ import annotations
 
-import math
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from medtune_jax.config import LoraConfig
 from medtune_jax.generate.cache import Cache, Stored, copy_in, copy_out, fill, write
 from medtune_jax.generate.sampling import Method, request_keys
+from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attention as attend_segments
 from medtune_jax.model.attention import cached_attention
 from medtune_jax.model.llama import (
     LlamaConfig,
     Params,
-    head,
     layer,
     mask_padding,
-    param_shardings,
     rms_norm,
     rope_angles,
 )
-from medtune_jax.model.lora import LoraAdapter, scale
-from medtune_jax.model.quantize import QuantizedKernel, dequantize
 from medtune_jax.sharding import constrain
 
 Rope = tuple[jax.Array, jax.Array]
 
 NOT_A_TOKEN = -2
-
-
-class Weights(NamedTuple):
-    """Parameters for decoding: one tree per layer, so that no step slices a stack.
-
-    Attributes:
-      embedding: [V, D]; layers: per layer, model/llama.py's tree without the L dimension; norm: [D]; head: [D, V].
-    """
-
-    embedding: jax.Array
-    layers: tuple[Params, ...]
-    norm: jax.Array
-    head: jax.Array
-
-
-def decoding_mesh(mesh: Mesh, config: LlamaConfig) -> Mesh:
-    """Returns a mesh to decode on over the devices of another, in their order.
-
-    As much `tensor` as the model's heads and widths divide by and a slice holds; the rest is `data`.
-    """
-    slices = mesh.shape["dcn_data"]
-    within = mesh.size // slices
-    tensor = math.gcd(within, config.num_heads, config.num_kv_heads, config.intermediate_size, config.padded_vocab)
-    return Mesh(mesh.devices.reshape(slices, within // tensor, 1, tensor), mesh.axis_names, axis_types=mesh.axis_types)
-
-
-def decoding_weights(
-    params: Params, config: LlamaConfig, dtype: Any, mesh: Mesh | None, adapter: LoraAdapter | None = None
-) -> Weights:
-    """Returns `params`, with the adapter merged into them, cast to `dtype` and unstacked; `params` stay as they are.
-
-    Under a mesh they are split over its `tensor` only (FSDP's split would gather every weight again for every token).
-    They may come from another mesh over the same devices: they are cast where they lie, then moved.
-    """
-    lora = None if adapter is None else adapter.lora
-    weights = _unstack(params, None if adapter is None else adapter.params, config=config, dtype=dtype, lora=lora)
-    if mesh is None:
-        return weights
-
-    def tensor_only(sharding: NamedSharding, first: int) -> Any:
-        parts = ["tensor" if part and "tensor" in part else None for part in sharding.spec[first:]]
-        return NamedSharding(mesh, PartitionSpec(*parts))
-
-    places = param_shardings(config, mesh)
-    layer_places = jax.tree.map(lambda place: tensor_only(place, 1), places["layers"])
-    vocab = tensor_only(places["embed_tokens"]["embedding"], 0)
-    norm = tensor_only(places["norm"]["scale"], 0)
-    head_place: Any = NamedSharding(mesh, PartitionSpec(*vocab.spec[::-1]))
-    return jax.device_put(weights, Weights(vocab, (layer_places,) * config.num_layers, norm, head_place))
-
-
-@partial(jax.jit, static_argnames=("config", "dtype", "lora"))
-def _unstack(
-    params: Params, adapter: Params | None, *, config: LlamaConfig, dtype: Any, lora: LoraConfig | None
-) -> Weights:
-    """Merges layer by layer in float32, so that no second copy of the stack is ever whole."""
-
-    def projection(name: str, number: int, kernel_Lio: Any) -> jax.Array:
-        kernel_io = jax.tree.map(lambda leaf: leaf[number], kernel_Lio)
-        if isinstance(kernel_io, QuantizedKernel):
-            kernel_io = dequantize(kernel_io, jnp.float32)
-        if adapter is not None and lora is not None and name in adapter["layers"]:
-            part = adapter["layers"][name]
-            update_io = jnp.matmul(part["a"][number], part["b"][number], precision="highest")
-            kernel_io = kernel_io.astype(jnp.float32) + scale(lora) * update_io
-        return kernel_io.astype(dtype)
-
-    def one(number: int) -> Params:
-        return {
-            name: {key: projection(name, number, leaf) for key, leaf in group.items()}
-            for name, group in params["layers"].items()
-        }
-
-    layers = tuple(one(number) for number in range(config.num_layers))
-    embedding, norm = params["embed_tokens"]["embedding"], params["norm"]["scale"]
-    return Weights(embedding.astype(dtype), layers, norm.astype(dtype), head(params, config).astype(dtype))
 
 
 def most_drafts() -> int | None:
@@ -146,7 +64,39 @@ def prefill(
         x, k_RSKE, v_RSKE = _prefill_layer(layer_weights, x, rope=rope, lengths_R=lengths, config=config)
         return x, fill(keys, k_RSKE, slots), fill(values, v_RSKE, slots)
 
-    return _through(weights, x_RSD, cache, run)[1]
+    return through(weights, x_RSD, cache, run)[1]
+
+
+def prefill_behind(
+    weights: Weights,
+    cache: Cache,
+    begun: Cache,
+    entries_R: np.ndarray,
+    tokens_RN: np.ndarray,
+    start_R: np.ndarray,
+    slots_R: np.ndarray,
+    *,
+    length: int,
+    config: LlamaConfig,
+) -> Cache:
+    """Does what `prefill` does for prompts whose beginnings are computed already.
+
+    Args:
+      begun: the keys and values of beginnings, one in each slot; entries_R: the slot of each prompt's.
+      tokens_RN: int32, right-padded, the rest of each prompt; start_R: tokens before it.
+      length: positions that are written: of the longest prompt, rounded up.
+    """
+    x_RND, rope = _embed(weights, tokens_RN, start_R, config=config)
+    where = {"entries_R": jnp.asarray(entries_R), "slots_R": jnp.asarray(slots_R), "start_R": jnp.asarray(start_R)}
+    beginnings = zip(begun.k, begun.v, strict=True)
+
+    def run(layer_weights: Params, x: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
+        layer_begun = next(beginnings)
+        return _behind_layer(
+            layer_weights, x, keys, values, *layer_begun, rope=rope, **where, length=length, config=config
+        )
+
+    return through(weights, x_RND, cache, run)[1]
 
 
 @partial(jax.jit, static_argnames=("config", "method", "eos_id", "steps"), donate_argnames=("cache",))
@@ -159,19 +109,23 @@ def decode_steps(
     limit_B: jax.Array,
     rows_B: jax.Array,
     seed: jax.Array,
+    texts_BT: jax.Array | None = None,
+    enough: jax.Array | None = None,
     *,
     config: LlamaConfig,
     method: Method,
     eos_id: int,
     steps: int,
 ) -> tuple[Cache, jax.Array]:
-    """Chooses up to `steps` tokens per slot; stops early when every slot is done.
+    """Chooses up to `steps` tokens per slot; stops early when enough slots are done.
 
     A slot is done when it has chosen EOS or when its count reaches its limit; a slot without a row has count = limit.
 
     Args:
       token_B: the last token of each text, not yet in the cache; position_B: its position.
       count_B: tokens chosen before; limit_B: tokens allowed in all; rows_B: request numbers (for randomness).
+      texts_BT: prompts and answers so far, padded with V or above; None where the method has no use for them.
+      enough: of slots, int32; None = all.
 
     Returns:
       (cache, chosen [B, steps] int32: each slot's tokens in order, -1 where none was chosen any more, NOT_A_TOKEN
@@ -179,22 +133,28 @@ def decode_steps(
     """
     batch = token_B.shape[0]
 
+    slots_B = jnp.arange(batch)
+
     def unfinished(state: tuple[Any, ...]) -> jax.Array:
-        step, _, done_B, _, _ = state
-        return (step < steps) & ~jnp.all(done_B)
+        step, _, done_B, *_ = state
+        return (step < steps) & (jnp.sum(done_B) < (batch if enough is None else enough))
 
     def advance(state: tuple[Any, ...]) -> tuple[Any, ...]:
-        step, token_B, done_B, chosen_BN, cache = state
+        step, token_B, done_B, chosen_BN, seen_BV, cache = state
         logits_BV, cache = _step(weights, config, token_B, position_B + step, cache)
-        next_B = method(request_keys(seed, rows_B, count_B + step), logits_BV)
+        next_B = method(request_keys(seed, rows_B, count_B + step), logits_BV, seen_BV)
         next_B = jnp.where(jnp.isfinite(jnp.max(logits_BV, axis=-1)), next_B, NOT_A_TOKEN)
         chosen_BN = chosen_BN.at[:, step].set(jnp.where(done_B, -1, next_B))
         done_B |= (next_B == eos_id) | (next_B == NOT_A_TOKEN) | (count_B + step + 1 >= limit_B)
-        return step + 1, next_B, done_B, chosen_BN, cache
+        seen_BV = None if seen_BV is None else seen_BV.at[slots_B, next_B].set(True)
+        return step + 1, next_B, done_B, chosen_BN, seen_BV, cache
 
+    seen_BV = None
+    if texts_BT is not None:
+        seen_BV = jnp.zeros((batch, weights.head.shape[1]), bool).at[slots_B[:, None], texts_BT].set(True, mode="drop")
     chosen_BN = jnp.full((batch, steps), -1, jnp.int32)
-    start = (jnp.int32(0), token_B, count_B >= limit_B, chosen_BN, cache)
-    _, _, _, chosen_BN, cache = jax.lax.while_loop(unfinished, advance, start)
+    start = (jnp.int32(0), token_B, count_B >= limit_B, chosen_BN, seen_BV, cache)
+    _, _, _, chosen_BN, _, cache = jax.lax.while_loop(unfinished, advance, start)
     return cache, constrain(chosen_BN, None, None)  # whole on every process: each reads it
 
 
@@ -230,7 +190,7 @@ def draft_hidden(
     """One pass over drafted continuations, arguments as of `draft_logits`: (cache, last layer's output [B, N, D])."""
     x_BND, rope = _embed(weights, tokens_BN, start_B, config=config)
     run = partial(_draft_layer, rope=rope, start_B=jnp.asarray(start_B), config=config)
-    x_BND, cache = _through(weights, x_BND, cache, run)
+    x_BND, cache = through(weights, x_BND, cache, run)
     return cache, x_BND
 
 
@@ -260,19 +220,44 @@ def _prefill_layer(
     return x_RSD, k_RSKE, v_RSKE
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "k_BKTE", "v_BKTE"))
+@partial(jax.jit, static_argnames=("length", "config"), donate_argnames=("x_RND", "keys", "values"))
+def _behind_layer(
+    layer_weights: Params,
+    x_RND: jax.Array,
+    keys: Stored,
+    values: Stored,
+    begun_keys: Stored,
+    begun_values: Stored,
+    *,
+    rope: Rope,
+    entries_R: jax.Array,
+    slots_R: jax.Array,
+    start_R: jax.Array,
+    length: int,
+    config: LlamaConfig,
+) -> tuple[jax.Array, Stored, Stored]:
+    """One layer over the rest of some prompts, in a small cache of their own that is then copied into their slots."""
+    positions_RN = start_R[:, None] + jnp.arange(x_RND.shape[1])
+    own = (copy_out(begun, entries_R, length) for begun in (begun_keys, begun_values))
+    x_RND, own_keys, own_values = _cached_layer(
+        layer_weights, x_RND, *own, rope=rope, positions_BN=positions_RN, config=config
+    )
+    return x_RND, copy_in(keys, own_keys, slots_R), copy_in(values, own_values, slots_R)
+
+
+@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "keys", "values"))
 def _draft_layer(
     layer_weights: Params,
     x_BND: jax.Array,
-    k_BKTE: jax.Array,
-    v_BKTE: jax.Array,
+    keys: Stored,
+    values: Stored,
     *,
     rope: Rope,
     start_B: jax.Array,
     config: LlamaConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Stored, Stored]:
     positions_BN = start_B[:, None] + jnp.arange(x_BND.shape[1])
-    return _cached_layer(layer_weights, x_BND, k_BKTE, v_BKTE, rope=rope, positions_BN=positions_BN, config=config)
+    return _cached_layer(layer_weights, x_BND, keys, values, rope=rope, positions_BN=positions_BN, config=config)
 
 
 @partial(jax.jit, static_argnames=("config", "normalised"))
@@ -295,13 +280,13 @@ def _chosen_logits(
     return constrain(logits_BMU, None, None, None)  # whole on every process: each reads it
 
 
-def _through(weights: Weights, x_BND: jax.Array, cache: Cache, run: Any) -> tuple[jax.Array, Cache]:
+def through(weights: Weights, x_BND: jax.Array, cache: Cache, run: Any) -> tuple[jax.Array, Cache]:
     """Calls run(layer weights, x, k, v) -> (x, k, v) for every layer in turn."""
     keys, values = [], []
-    for layer_weights, k_BKTE, v_BKTE in zip(weights.layers, cache.k, cache.v, strict=True):
-        x_BND, k_BKTE, v_BKTE = run(layer_weights, x_BND, k_BKTE, v_BKTE)
-        keys.append(k_BKTE)
-        values.append(v_BKTE)
+    for layer_weights, k, v in zip(weights.layers, cache.k, cache.v, strict=True):
+        x_BND, k, v = run(layer_weights, x_BND, k, v)
+        keys.append(k)
+        values.append(v)
     return x_BND, Cache(tuple(keys), tuple(values))
 
 
@@ -311,38 +296,36 @@ def _step(
     """Returns (float32 logits [B, V] behind one more token of every slot, the cache that holds it)."""
     x_B1D, rope = _embed(weights, token_B[:, None], position_B, config=config)
     run = partial(_cached_layer, rope=rope, positions_BN=position_B[:, None], config=config)
-    x_B1D, cache = _through(weights, x_B1D, cache, run)
-    hidden_BD = rms_norm(x_B1D[:, 0], weights.norm, config.rms_norm_eps)
-    return mask_padding(_project(hidden_BD, weights.head), config), cache
+    x_B1D, cache = through(weights, x_B1D, cache, run)
+    return vocabulary_logits(weights, x_B1D[:, 0], config), cache
 
 
 def _cached_layer(
     layer_weights: Params,
     x_BND: jax.Array,
-    k_BKTE: jax.Array,
-    v_BKTE: jax.Array,
+    keys: Stored,
+    values: Stored,
     *,
     rope: Rope,
     positions_BN: jax.Array,
     config: LlamaConfig,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[jax.Array, Stored, Stored]:
     """Runs one layer over new tokens of every slot against the cache, and writes them into it."""
-    rows_B1 = jnp.arange(x_BND.shape[0])[:, None]
 
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        # Out-of-range positions (padding behind a row's end) are dropped by the scatter.
-        keys = _shard(k_BKTE.at[rows_B1, :, positions_BN].set(k.astype(k_BKTE.dtype)))
-        values = _shard(v_BKTE.at[rows_B1, :, positions_BN].set(v.astype(v_BKTE.dtype)))
-        return cached_attention(q, keys, values, positions_BN), (keys, values)
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Stored, Stored]]:
+        new_keys, new_values = write(keys, k, positions_BN), write(values, v, positions_BN)
+        return cached_attention(q, *new_keys, *new_values, positions_BN), (new_keys, new_values)
 
     x_BND, (keys, values) = layer(x_BND, layer_weights, config, rope, attend)
     return x_BND, keys, values
 
 
-def _project(hidden_BD: jax.Array, head_DV: jax.Array) -> jax.Array:
-    """Returns float32 hidden @ head."""
-    rows = hidden_BD.shape[0]
+def vocabulary_logits(weights: Weights, x_BD: jax.Array, config: LlamaConfig) -> jax.Array:
+    """Returns float32 logits [B, V] of the last layer's output."""
+    hidden_BD = rms_norm(x_BD, weights.norm, config.rms_norm_eps)
+    rows = x_BD.shape[0]
     if jax.default_backend() == "cpu" and hidden_BD.dtype == jnp.bfloat16:
         # XLA:CPU has a bfloat16 product for 8 rows and more; for fewer it converts the whole head to float32 each time.
         hidden_BD = jnp.pad(hidden_BD, ((0, max(0, 8 - rows)), (0, 0)))
-    return jnp.matmul(hidden_BD, head_DV, preferred_element_type=jnp.float32)[:rows]
+    logits_BV = jnp.matmul(hidden_BD, weights.head, preferred_element_type=jnp.float32)[:rows]
+    return mask_padding(logits_BV, config)

@@ -42,6 +42,8 @@ class Engine:
       adapter: merged into that copy.
       mesh: weights and key-value heads are split over `tensor`, slots over the batch axes; None = one device.
       dtype: of weights, activations and cache; float32 is computed with matmul precision "highest".
+      cache_dtype: "int8" holds keys and values in a byte each (generate/cache.py); None = `dtype`.
+      cache_bytes: what the cache may take of each device; None = what is free beside the weights (generate/budget.py).
     """
 
     def __init__(
@@ -54,11 +56,15 @@ class Engine:
         dtype: Any = "float32",
         adapter: LoraAdapter | None = None,
         donate: bool = False,
+        cache_dtype: str | None = None,
+        cache_bytes: int | None = None,
     ):
         self.config = config
         self.tokenizer = tokenizer
         weights = decoding_weights(params, config, jnp.dtype(dtype), mesh, adapter, donate=donate)
-        self._core = Core(weights, config, tokenizer, mesh, jnp.dtype(dtype))
+        self._core = Core(
+            weights, config, tokenizer, mesh, jnp.dtype(dtype), cache_dtype=cache_dtype, cache_bytes=cache_bytes
+        )
 
     @property
     def work(self) -> Work:
@@ -71,7 +77,7 @@ class Engine:
         *,
         method: Method | Beam,
         max_new_tokens: int | Sequence[int],
-        batch_size: int = 32,
+        batch_size: int | None = None,
         seed: int = 0,
         rows: Sequence[int] | None = None,
         stop: Sequence[str] = (),
@@ -86,7 +92,7 @@ class Engine:
         Args:
           prompts: token ids, BOS included.
           max_new_tokens: tokens allowed, EOS included; one number or one per prompt.
-          batch_size: slots decoded together.
+          batch_size: slots decoded together; None = as many as fit, up to a default of the device (budget.py).
           seed, rows: a prompt's randomness depends on seed and its number in `rows` (default: its index) alone.
           stop: strings that end a text: it goes up to the first that is complete, wherever the borders of its tokens
             lie. What stands in the prompt ends nothing.
@@ -103,8 +109,8 @@ class Engine:
           one Generation per prompt that is not skipped, in order.
 
         Raises:
-          UserError: the model's logits are not finite; a draft for another method than plain greedy; an empty stop
-            string; stop strings or on_text with beam search.
+          UserError: the cache does not fit (budget.py); the model's logits are not finite; a draft for another method
+            than plain greedy; an empty stop string; stop strings or on_text with beam search.
         """
         if draft is not None:
             speculative.check(method)
@@ -129,7 +135,7 @@ class Engine:
         template: Template,
         *,
         max_new_tokens: int | Sequence[int],
-        batch_size: int = 32,
+        batch_size: int | None = None,
         stop: Sequence[str] = (),
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
@@ -157,7 +163,7 @@ class Engine:
         requests: Sequence[TemplateRequest],
         template: Template,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
     ) -> list[Generation]:
@@ -166,7 +172,7 @@ class Engine:
         A row whose prompt and longest allowed output do not fit is `prompt_too_long`.
 
         Args:
-          batch_size: drafts of one pass; `decode.most_drafts` may lower it.
+          batch_size: drafts of one pass; `decode.most_drafts` may lower it. None as in `generate`.
           Others, and what is returned, as in `generate`.
         """
         results = Results(len(requests), skip, on_done)
@@ -195,7 +201,7 @@ class Engine:
         requests: Sequence[TemplateRequest],
         template: Template,
         *,
-        batch_size: int = 32,
+        batch_size: int | None = None,
         skip: Collection[int] = (),
         on_done: OnDone | None = None,
     ) -> list[Generation]:

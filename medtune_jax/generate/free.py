@@ -67,7 +67,7 @@ def generate(
     core: Core,
     rows: Sequence[Prompt],
     method: Method,
-    batch_size: int,
+    batch_size: int | None,
     seed: int,
     skip: Collection[int],
     results: Results,
@@ -76,8 +76,9 @@ def generate(
     on_text: OnText | None = None,
 ) -> None:
     """Answers prompts freely (`Engine.generate`)."""
+    batch_size, prefixes = core.batch_size(rows, batch_size), core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
-        slots = core.slots(group, batch_size)
+        slots = core.slots(group, batch_size, prefixes=prefixes)
         writings: dict[int, Writing] = {}
         while slots.admit():
             chosen_BN = _steps(core, slots, method, seed, _STREAMED if on_text else _STEPS)

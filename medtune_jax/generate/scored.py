@@ -13,7 +13,7 @@ from medtune_jax.generate import decode
 from medtune_jax.generate.core import Core
 from medtune_jax.generate.likelihood import Candidates
 from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
-from medtune_jax.generate.slots import round_up
+from medtune_jax.generate.slots import Slots, round_up
 from medtune_jax.generate.template import NOT_FINITE, TemplateRequest
 from medtune_jax.generate.templated import planned
 
@@ -22,30 +22,32 @@ def loglikelihoods(
     core: Core,
     requests: Sequence[TemplateRequest],
     template: Template,
-    batch_size: int,
+    batch_size: int | None,
     skip: Collection[int],
     results: Results,
 ) -> None:
     """Computes the log-likelihood of every allowed output of each row (`Engine.loglikelihoods`)."""
     if wrong := [request.name for request in requests if len(request.allowed.slots) != 1]:
         raise ValueError(f"{wrong[0]} allows more than the options of one slot")
-    size, _ = core.batch(len(requests), min(batch_size, decode.most_drafts() or batch_size))
     for found in planned(core, requests, template, skip):
         rows = sorted((Candidates(index, row) for index, row in found), key=lambda one: -one.need)
         fitting = [one for one in rows if one.need <= core.config.max_positions]
         for one in rows[: len(rows) - len(fitting)]:
             results.add(one.index, PROMPT_TOO_LONG)
+        prefixes = core.prefixes(fitting)
+        size, _ = core.batch(len(fitting), core.batch_size(fitting, batch_size, most=decode.most_drafts()))
         for start in range(0, len(fitting), size):
             batch = fitting[start : start + size]
             if not all(one.index in skip for one in batch):
-                for one, generation in zip(batch, _score(core, batch, size, len(requests)), strict=True):
+                slots = core.slots(batch, size, of=len(fitting), prefixes=prefixes)
+                for one, generation in zip(batch, _score(core, batch, slots), strict=True):
                     results.add(one.index, generation)
 
 
-def _score(core: Core, batch: Sequence[Candidates], size: int, of: int) -> list[Generation]:
-    """Computes the candidates of up to `size` rows."""
-    slots = core.slots(batch, size, of=of)
+def _score(core: Core, batch: Sequence[Candidates], slots: Slots[Candidates]) -> list[Generation]:
+    """Computes the candidates of the rows that a batch of slots holds at once."""
     slots.admit()
+    size = len(slots.rows)
     tokens = sorted({token for one in batch for candidate in one.tokens for token in candidate})
     columns_U = np.zeros(round_up(len(tokens), 8), np.int32)
     columns_U[: len(tokens)] = tokens

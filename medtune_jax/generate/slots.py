@@ -8,7 +8,8 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 
 from medtune_jax.generate import decode
-from medtune_jax.generate.cache import empty_cache, resize
+from medtune_jax.generate.cache import Cache, empty_cache, resize
+from medtune_jax.generate.prefixes import Prefixes
 from medtune_jax.model.llama import LlamaConfig
 
 
@@ -28,6 +29,8 @@ class Waiting(Protocol):
 
 _POSITIONS = 128  # of a slot: their least number, and the step in which it grows
 
+_NOWHERE = np.iinfo(np.int32).max  # beyond the last slot
+
 Kind = TypeVar("Kind", bound=Waiting)
 
 
@@ -38,11 +41,16 @@ def round_up(size: int, step: int) -> int:
     return max(1, -(-size // step)) * step
 
 
+def slot_length(rows: Sequence[Waiting]) -> int:
+    """Returns the positions that slots must have for any of these rows."""
+    return round_up(max(row.need for row in rows), _POSITIONS)
+
+
 class Slots(Generic[Kind]):
     """A full batch: freed slots are given to the next rows, a part of the batch at a time.
 
     Attributes:
-      cache: its B slots; donated to and returned by the functions of decode.py.
+      cache: its B slots; donated to and returned by the functions of decode.py; length: positions of each slot.
       rows: [B], who is in each slot; None = free.
     """
 
@@ -55,18 +63,15 @@ class Slots(Generic[Kind]):
         batch: int,
         *,
         chunk: int,
+        prefixes: Prefixes,
         work: Any,
     ):
         self.rows: list[Kind | None] = [None] * batch
-        self.cache = empty_cache(config, batch, _POSITIONS, dtype)
-        self._weights, self._config = weights, config
+        self.cache: Cache  # allocated with the first rows
+        self.length = 0
+        self._weights, self._config, self._dtype, self._prefixes = weights, config, dtype, prefixes
         self._feed, self._chunk, self._work = feed, chunk, work
         self._next = next(feed, None)
-
-    @property
-    def length(self) -> int:
-        """Positions of each slot."""
-        return self.cache.length
 
     def active(self) -> list[tuple[int, Kind]]:
         """Returns (slot, row) of every taken slot."""
@@ -97,18 +102,60 @@ class Slots(Generic[Kind]):
         return any(row is not None for row in self.rows)
 
     def _fit(self) -> None:
-        length = round_up(max(row.need for _, row in self.active()), _POSITIONS)
-        if length != self.length:
+        length = slot_length([row for _, row in self.active()])
+        if not self.length:
+            self.cache = empty_cache(self._config, len(self.rows), length, self._dtype)
+        elif length != self.length:
             self.cache = resize(self.cache, length)
+        self.length = length
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
-        sequence = round_up(max(len(row.filled) for _, row in taken), 64)
-        tokens = np.zeros((self._chunk, sequence), np.int32)
-        lengths = np.zeros(self._chunk, np.int32)
-        slots = np.full(self._chunk, len(self.rows), np.int32)  # beyond the last slot: written nowhere
-        for index, (slot, row) in enumerate(taken):
-            lengths[index] = len(row.filled)
-            tokens[index, : lengths[index]] = row.filled
-            slots[index] = slot
-        self._work.prompt_tokens += int(lengths.sum())
+        begins = [self._prefixes.of(row.filled) for _, row in taken]
+        while taken:
+            count = self._prefixes.together(begins)
+            (self._prefill_rest if any(begins[:count]) else self._prefill_whole)(taken[:count], begins[:count])
+            taken, begins = taken[count:], begins[count:]
+
+    def _prefill_whole(self, taken: Sequence[tuple[int, Kind]], _: Sequence[tuple[int, ...]]) -> None:
+        tokens, lengths, slots = self._padded([(slot, row.filled) for slot, row in taken], 64)
         self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)
+
+    def _prefill_rest(self, taken: Sequence[tuple[int, Kind]], begins: Sequence[tuple[int, ...]]) -> None:
+        """Computes what follows the shared beginning of each prompt; rows without one are computed whole."""
+        rests = [(slot, row.filled[len(begin) :]) for (slot, row), begin in zip(taken, begins, strict=True)]
+        entries, start = np.zeros(self._chunk, np.int32), np.zeros(self._chunk, np.int32)
+        for index, begin in enumerate(begins):
+            if begin:
+                entries[index], start[index] = self._begun(begin), len(begin)
+        self._work.shared_tokens += int(start.sum())
+        tokens, _, slots = self._padded(rests, 32)
+        assert self._prefixes.cache is not None, "some row has a beginning"
+        self.cache = decode.prefill_behind(
+            *(self._weights, self.cache, self._prefixes.cache, entries, tokens, start, slots),
+            length=round_up(max(len(row.filled) for _, row in taken), 64),
+            config=self._config,
+        )
+
+    def _begun(self, begin: tuple[int, ...]) -> int:
+        """Returns the slot of a shared beginning, computed alone if it is not there."""
+        prefixes = self._prefixes
+        if prefixes.cache is None:
+            length = round_up(prefixes.longest, 64)
+            prefixes.cache = empty_cache(self._config, prefixes.slots, length, self._dtype)
+        slot, fresh = prefixes.place(begin)
+        if fresh:
+            tokens, lengths, slots = self._padded([(slot, begin)], 64, count=1)
+            prefixes.cache = decode.prefill(self._weights, prefixes.cache, tokens, lengths, slots, config=self._config)
+        return slot
+
+    def _padded(
+        self, texts: Sequence[tuple[int, Sequence[int]]], step: int, *, count: int | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (tokens, lengths, slots) of up to `count` (slot, text); the slots of padding are written nowhere."""
+        count = self._chunk if count is None else count
+        tokens = np.zeros((count, round_up(max(len(text) for _, text in texts), step)), np.int32)
+        lengths, slots = np.zeros(count, np.int32), np.full(count, _NOWHERE, np.int32)
+        for index, (slot, text) in enumerate(texts):
+            tokens[index, : len(text)], lengths[index], slots[index] = text, len(text), slot
+        self._work.prompt_tokens += int(lengths.sum())
+        return tokens, lengths, slots

@@ -94,7 +94,7 @@ def check(method: Method | Beam) -> None:
 def generate(
     core: Core,
     rows: Sequence[Prompt],
-    batch_size: int,
+    batch_size: int | None,
     skip: Collection[int],
     results: Results,
     *,
@@ -107,7 +107,7 @@ def generate(
     plan: the index of a prompt -> its row as template decoding would have it, which is drafted from; None = drafts are
       looked up.
     """
-    batch_size = min(batch_size, decode.most_drafts() or batch_size)
+    batch_size, prefixes = core.batch_size(rows, batch_size, most=decode.most_drafts()), core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
         speculated = [
             _Speculated(
@@ -117,7 +117,7 @@ def generate(
             )
             for row in group
         ]
-        slots = core.slots(speculated, batch_size)
+        slots = core.slots(speculated, batch_size, prefixes=prefixes)
         while slots.admit():
             active, drafts, greedy_BN = _verify(core, slots)
             for (slot, one), draft in zip(active, drafts, strict=True):

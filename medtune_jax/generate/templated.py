@@ -58,19 +58,18 @@ def decode_template(
     core: Core,
     requests: Sequence[TemplateRequest],
     template: Template,
-    batch_size: int,
+    batch_size: int | None,
     skip: Collection[int],
     results: Results,
 ) -> None:
     """Answers requests by template (`Engine.decode_template`)."""
-    batch_size = min(batch_size, decode.most_drafts() or batch_size)
     for found in planned(core, requests, template, skip):
         group = sorted((_Templated(index, requests[index], row) for index, row in found), key=lambda one: -one.need)
         fitting = [one for one in group if one.need <= core.config.max_positions]
         for one in group[: len(group) - len(fitting)]:
             results.add(one.index, PROMPT_TOO_LONG)
         if fitting:
-            _decode(core, fitting, batch_size, results)
+            _decode(core, fitting, core.batch_size(fitting, batch_size, most=decode.most_drafts()), results)
 
 
 def _decode(core: Core, group: Sequence[_Templated], batch_size: int, results: Results) -> None:
