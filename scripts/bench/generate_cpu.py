@@ -3,11 +3,12 @@
     python scripts/bench/generate_cpu.py --out=generate_cpu.json
     python scripts/bench/generate_cpu.py --model=runs/ncbi --data=rows --out=generate_cpu.json
 
-Greedy decoding of a random model of the tiny shape, --prompt_tokens given and --new_tokens forced, for each batch size
-and float type: tokens written per second from prompts to texts, compilation left out. With --model (a run or a Hugging
-Face directory, tuned on NCBI-disease) and --data (its rows) also the way from prompts to scores: `medtune evaluate` by
-template over the whole test split, compilation and scoring included, beside how Llama2-MedTuned was evaluated: 4 beams,
-one row at a time, up to 512 new tokens, timed on --sample rows spread over the split, scoring not included.
+Greedy decoding and search with 4 beams of a random model of the tiny shape, --prompt_tokens given and --new_tokens
+forced, for each batch size and float type: tokens written per second from prompts to texts, compilation left out. With
+--model (a run or a Hugging Face directory, tuned on NCBI-disease) and --data (its rows) also the way from prompts to
+scores: `medtune evaluate` by template over the whole test split, compilation and scoring included, beside how
+Llama2-MedTuned was evaluated: 4 beams, one row at a time, up to 512 new tokens, timed on --sample rows spread over the
+split, scoring not included.
 Each measurement is a process of its own; the systems take turns, --rounds times, and the median is told.
 """
 
@@ -28,6 +29,7 @@ from typing import Any
 from absl import app, flags
 
 _BATCHES = flags.DEFINE_list("batches", ["1", "8", "32"], "Batch sizes of greedy decoding.")
+_BEAM_BATCHES = flags.DEFINE_list("beam_batches", ["1", "8"], "Batch sizes of beam search.")
 _TYPES = flags.DEFINE_list("types", ["f32", "bf16"], "Which float types.")
 _PROMPT = flags.DEFINE_integer("prompt_tokens", 160, "Tokens of each prompt.")
 _NEW = flags.DEFINE_integer("new_tokens", 64, "Tokens written to each prompt.")
@@ -50,6 +52,7 @@ TINY: dict[str, Any] = {
 }
 # The least ratio to transformers, and the wanted one; None = no bar.
 GREEDY_BARS: dict[int, tuple[float | None, float]] = {1: (1.0, 1.0), 8: (None, 1.0), 32: (None, 1.0)}
+BEAMS, BEAM_GOAL = 4, 1.0
 SCORES_BAR, SCORES_GOAL = 20.0, 50.0
 _REPEATS = 4  # runs within a process, of which the first (it compiles) does not count
 
@@ -66,6 +69,9 @@ def main(_: list[str]) -> None:
                 speeds = alternate(("medtune", "transformers"), home, kind, batch)
                 least, wanted = GREEDY_BARS.get(batch, (None, 1.0))
                 found.append(compared(f"greedy, batch {batch}, {kind}", "tokens/s", speeds, least, wanted))
+            for batch in map(int, _BEAM_BATCHES.value):
+                speeds = alternate(("medtune beams", "transformers beams"), home, kind, batch)
+                found.append(compared(f"{BEAMS} beams, batch {batch}, {kind}", "tokens/s", speeds, None, BEAM_GOAL))
         if _MODEL.value and _DATA.value:
             speeds = alternate(("medtune scores", "transformers beam"), home, "f32", 1)
             found.append(compared("NCBI-disease test, prompts to scores", "rows/s", speeds, SCORES_BAR, SCORES_GOAL))
@@ -142,7 +148,7 @@ def table(found: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def greedy_prompts() -> list[list[int]]:
+def random_prompts() -> list[list[int]]:
     """Returns the same random prompts to every system."""
     import random
 
@@ -160,31 +166,32 @@ def timed(run: Callable[[], list[list[int]]]) -> dict[str, Any]:
     return {"speed": sum(map(len, written)) / min(seconds[1:]), "tokens": sum(map(sum, written)), "seconds": seconds}
 
 
-def measure_medtune() -> dict[str, Any]:
+def measure_medtune(beams: int = 1) -> dict[str, Any]:
     from medtune_jax.convert.hf_import import load_params, read_config
     from medtune_jax.generate.engine import Engine
-    from medtune_jax.generate.sampling import Greedy
+    from medtune_jax.generate.sampling import Beam, Greedy
 
     silent: Any = SimpleNamespace(eos_id=-1, decode=lambda ids: "")  # no text, and no end: the length is forced
     config = read_config(str(_HOME.value))
     dtype = {"f32": "float32", "bf16": "bfloat16"}[_TYPES.value[0]]
     engine = Engine(load_params(str(_HOME.value), config, dtype), config, silent, dtype=dtype)
-    prompts = greedy_prompts()
+    prompts = random_prompts()
+    method = Greedy() if beams == 1 else Beam(beams)
 
     def run() -> list[list[int]]:
-        answers = engine.generate(prompts, method=Greedy(), max_new_tokens=_NEW.value, batch_size=len(prompts), seed=0)
+        answers = engine.generate(prompts, method=method, max_new_tokens=_NEW.value, batch_size=len(prompts), seed=0)
         return [list(answer.tokens) for answer in answers]
 
     return timed(run)
 
 
-def measure_transformers() -> dict[str, Any]:
+def measure_transformers(beams: int = 1) -> dict[str, Any]:
     import torch
     from transformers import LlamaForCausalLM
 
     dtype = {"f32": torch.float32, "bf16": torch.bfloat16}[_TYPES.value[0]]
     model = LlamaForCausalLM.from_pretrained(_HOME.value, dtype=dtype).eval()
-    prompts = torch.tensor(greedy_prompts())
+    prompts = torch.tensor(random_prompts())
 
     @torch.no_grad()
     def run() -> list[list[int]]:
@@ -193,6 +200,7 @@ def measure_transformers() -> dict[str, Any]:
             attention_mask=torch.ones_like(prompts),
             max_new_tokens=_NEW.value,
             min_new_tokens=_NEW.value,
+            num_beams=beams,
             do_sample=False,
             pad_token_id=0,
         )
@@ -245,7 +253,7 @@ def measure_beam() -> dict[str, Any]:
             answer = model.generate(
                 prompt,
                 attention_mask=torch.ones_like(prompt),
-                num_beams=4,
+                num_beams=BEAMS,
                 max_new_tokens=512,
                 do_sample=False,
                 eos_token_id=loaded.tokenizer.eos_id,
@@ -259,6 +267,8 @@ def measure_beam() -> dict[str, Any]:
 WORKERS = {
     "medtune": measure_medtune,
     "transformers": measure_transformers,
+    "medtune beams": lambda: measure_medtune(BEAMS),
+    "transformers beams": lambda: measure_transformers(BEAMS),
     "medtune scores": measure_scores,
     "transformers beam": measure_beam,
 }
