@@ -8,12 +8,14 @@ here the letter is scored in the model's own template, with what that writes aro
 
 An interrupted run (exit status 75) continues where it was when the same command is given again.
 
-It runs on one device, which must hold the model: 4 bytes a parameter, 2 with --dtype=bfloat16. A run's checkpoint is
-read as the float32 that it is, so of a large model's run give what `medtune export --dtype=bfloat16` wrote of it.
+--mesh says how devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by
+and rows over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight into their
+shards: neither a device nor the host holds the whole of what is split. Each device holds its share of the weights, 4
+bytes a parameter or 2 with --dtype=bfloat16, while loading one kind of them twice (of a run, in its float32), and its
+share of the cache, which --cache_dtype and --cache_gib make smaller.
 
-It runs in one process: after training on several, on one of them, or on any other that
-sees the run folder. A worker of a TPU pod cannot use its chips alone: there set JAX_PLATFORMS=cpu, or take a TPU VM of
-one machine.
+On several machines the same command runs on each, as `medtune train --help` says, with the same model and rows. The
+first alone writes --out and speaks; SIGTERM to any, or the death of one, ends all with 75.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from medtune_jax.cli.arguments import refuse_given
+from medtune_jax.cli.several import define_process_flags, joined_as, sigterm_as_ctrl_c
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
@@ -72,6 +75,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
     )
+    text("mesh", "auto", "Devices: auto, none (one), or as data=2,tensor=4.", flag_values=flags)
+    define_process_flags(flags)
 
 
 def _define_decoding(flags: absl_flags.FlagValues) -> None:
@@ -121,12 +126,10 @@ OPTIONS = (
 )
 
 
-def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
-    """Evaluates and returns the summary of scores with its timing."""
-    from medtune_jax.launchers import refuse_several
+def run(flags: absl_flags.FlagValues) -> dict[str, Any] | None:
+    """Evaluates and returns the summary of scores with its timing; None in a process that does not speak."""
     from medtune_jax.train.saved.disk import refuse_object_store
 
-    refuse_several("evaluate")
     if flags.out:
         refuse_object_store(flags.out, "--out")
     if not flags.shots:
@@ -138,24 +141,26 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any]:
     from medtune_jax.generate.decoding import Decoding
 
     options: dict[str, Any] = {option: flags[option].value for option in OPTIONS}
-    return evaluate(
-        flags.model,
-        flags.data,
-        flags.split,
-        flags.out or _folder_in_run(flags),
-        decoding=Decoding(flags.decode, **options),
-        sources=flags.sources,
-        template=flags.template,
-        force_template=flags.force_template,
-        limit=flags.limit,
-        shots=flags.shots,
-        shot_seed=flags.shot_seed,
-        rows_checked=flags.check_rows,
-        batch_size=flags.batch_size,
-        cache_gib=flags.cache_gib,
-        protocol=flags.protocol,
-        show_credentialed=flags.show_credentialed,
-    )
+    with joined_as("medtune evaluate", flags), sigterm_as_ctrl_c():
+        return evaluate(
+            flags.model,
+            flags.data,
+            flags.split,
+            flags.out or _folder_in_run(flags),
+            decoding=Decoding(flags.decode, **options),
+            sources=flags.sources,
+            template=flags.template,
+            force_template=flags.force_template,
+            limit=flags.limit,
+            shots=flags.shots,
+            shot_seed=flags.shot_seed,
+            rows_checked=flags.check_rows,
+            batch_size=flags.batch_size,
+            cache_gib=flags.cache_gib,
+            mesh=flags.mesh,
+            protocol=flags.protocol,
+            show_credentialed=flags.show_credentialed,
+        )
 
 
 def human(result: dict[str, Any]) -> str:

@@ -37,7 +37,7 @@ from absl import flags as absl_flags
 
 from medtune_jax.cli.arguments import refuse_given
 from medtune_jax.cli.prompts import Asked, answer_prompts, read_prompts
-from medtune_jax.cli.several import define_process_flags, joined_as
+from medtune_jax.cli.several import define_process_flags, joined_as, sigterm_as_ctrl_c
 from medtune_jax.errors import Interrupted, UserError
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def run(flags: absl_flags.FlagValues) -> Result | list[Result] | None:
     _refuse_without_effect(flags)
     asked = [] if flags.interactive else read_prompts(flags.prompt, flags.input_file, flags.instruction)
     method = _method(flags)
-    with joined_as("medtune generate", flags):
+    with joined_as("medtune generate", flags), sigterm_as_ctrl_c():
         return _run(flags, asked, method)
 
 
@@ -165,11 +165,14 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
     from medtune_jax.generate.engine import Engine
     from medtune_jax.generate.placing import mesh_for
     from medtune_jax.processes import is_first
+    from medtune_jax.train.agreement import program_and_weights, require_same
     from medtune_jax.train.load import load_model
 
     if flags.interactive and jax.process_count() > 1:
         raise UserError(f"--interactive talks with one process, and there are {jax.process_count()}: start one.")
     use_compilation_cache()
+    settings = {"settings": [*_settings(flags), flags.batch_size, flags.cache_gib, flags.mesh]}
+    require_same({**settings, "prompts": asked, **program_and_weights(Path(flags.model))})
     loaded = load_model(
         flags.model,
         dtype=flags.dtype,
@@ -184,6 +187,8 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
         loaded.tokenizer,
         mesh=loaded.mesh,
         dtype=flags.dtype,
+        cache_dtype=flags.cache_dtype,
+        cache_bytes=None if flags.cache_gib is None else int(flags.cache_gib * 2**30),
         donate=True,
     )
     options: dict[str, Any] = {
@@ -198,7 +203,6 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
     if flags.interactive:
         return _converse(flags, engine, template, options)
     texts = [render(template, prompt, instruction) for prompt, instruction in asked]
-    _require_same(flags, texts, loaded.sha256)
     if flags.prompt is not None:
         ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(texts[0])]
         if len(ids) >= loaded.config.max_positions:
@@ -280,11 +284,3 @@ def _settings(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns the values of all flags that decide what an answer is, beside model, prompt and template."""
     names = ("method", "max_new_tokens", "stop", *OF_SAMPLE, *OF_BEAM, "repetition_penalty", "draft", "dtype")
     return [flags[name].value for name in (*names, "cache_dtype", "max_positions")]
-
-
-def _require_same(flags: absl_flags.FlagValues, texts: list[str], model: str) -> None:
-    """Raises UserError where one of several processes was given something else than the first."""
-    from medtune_jax.train.agreement import program_and_weights, require_same
-
-    parts = {"prompts or template": texts, "settings": [*_settings(flags), flags.batch_size, flags.mesh]}
-    require_same({**parts, **program_and_weights(Path(flags.model), model)})

@@ -6,11 +6,9 @@ import contextlib
 import hashlib
 import json
 import logging
-import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from medtune_jax.errors import UserError
 
@@ -84,18 +82,18 @@ def answer_prompts(
       the results in order; in a process other than the first those of now.
 
     Raises:
-      UserError: see `AnswerFile`.
-      KeyboardInterrupt: Ctrl-C or SIGTERM; what was answered is in the file.
+      UserError: see `AnswerFile`; a process asks something else than the first.
+      KeyboardInterrupt: Ctrl-C; what was answered is in the file.
     """
     from medtune_jax.evaluate.answer_file import AnswerFile
     from medtune_jax.processes import everyones, is_first
+    from medtune_jax.train.agreement import require_same
 
     first, tokenizer = is_first(), engine.tokenizer
     keys = [_key([index, text, *identity]) for index, text in enumerate(texts)]
     results: dict[int, dict[str, Any]] = {}
-    with contextlib.ExitStack() as stack:
-        stack.enter_context(_sigterm_as_ctrl_c())
-        file = stack.enter_context(AnswerFile(Path(out), keys)) if out and first else None
+    require_same({"prompts, template or model": keys})
+    with AnswerFile(Path(out), keys) if out and first else contextlib.nullcontext() as file:
 
         def keep(index: int, answer: Generation) -> None:
             results[index] = done(index, answer)
@@ -120,22 +118,7 @@ def answer_prompts(
                 long[0] + 1,
             )
         return [results[index] for index in sorted(results)] if file is None else file.finish()
-    raise AssertionError("nothing above swallows an exception")
 
 
 def _key(asked: Sequence[Any]) -> str:
     return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()[:32]
-
-
-@contextlib.contextmanager
-def _sigterm_as_ctrl_c() -> Iterator[None]:
-    """Where processes were joined, JAX's service took SIGTERM from the handler of main.py."""
-
-    def stop(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

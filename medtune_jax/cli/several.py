@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+import signal
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+from typing import NoReturn
 
 from absl import flags as absl_flags
 
@@ -41,3 +45,17 @@ def joined_as(name: str, flags: absl_flags.FlagValues) -> AbstractContextManager
         timeout=flags.process_timeout,
         join_timeout=flags.join_timeout,
     )
+
+
+@contextmanager
+def sigterm_as_ctrl_c() -> Iterator[None]:
+    """Inside, SIGTERM is a KeyboardInterrupt, as main.py has it; where processes were joined, JAX's service took it."""
+
+    def stop(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -65,7 +65,7 @@ def answer(
     template: Template,
     questions: Sequence[Prediction],
     ways: Sequence[Way],
-    log: PredictionLog,
+    log: PredictionLog | None,
     decoding: Decoding,
     *,
     prefaces: Sequence[str],
@@ -76,6 +76,7 @@ def answer(
     """Has the engine answer what the log still misses, and records each answer as it comes; see `answer_rows`.
 
     Args:
+      log: None in a process other than the first, which answers what the first one's log misses.
       rows_checked: rows decoded by template, spread over all such, that are then decoded token by token.
 
     Returns:
@@ -85,9 +86,11 @@ def answer(
     """
     from tqdm import tqdm
 
-    if log.dropped_torn:
+    from medtune_jax.processes import everyones
+
+    if log is not None and log.dropped_torn:
         LOG.warning("A line that was cut off when the last attempt stopped is dropped; its row is answered again.")
-    missing = log.missing
+    missing = everyones("missing", None if log is None else log.missing)[0]
     counts: dict[str, Counter[str]] = {}
     to_check = _spread(ways, rows_checked)
     written: dict[int, Generation] = {}
@@ -99,13 +102,19 @@ def answer(
     # On a terminal the line moves; in a log file it is written twice a minute.
     pause = 0.5 if sys.stderr.isatty() else 30
     with tqdm(
-        total=len(questions), initial=len(questions) - len(missing), unit="row", file=sys.stderr, mininterval=pause
+        total=len(questions),
+        initial=len(questions) - len(missing),
+        unit="row",
+        file=sys.stderr,
+        mininterval=pause,
+        disable=log is None,
     ) as bar:
 
         def done(index: int, generation: Generation) -> None:
             nonlocal chosen
             tokens = len(generation.tokens)
-            log.add(index, generation.text, generation.finish_reason, tokens, generation.loglikelihoods)
+            if log is not None:
+                log.add(index, generation.text, generation.finish_reason, tokens, generation.loglikelihoods)
             counts.setdefault(ways[index].name, Counter()).update(
                 rows=1,
                 tokens=tokens,

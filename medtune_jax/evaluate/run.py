@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,12 +47,14 @@ def evaluate(
     rows_checked: int | None = None,
     batch_size: int | None = None,
     cache_gib: float | None = None,
+    mesh: str = "none",
     protocol: Protocol = "aligned",
     show_credentialed: bool = False,
-) -> dict[str, Any]:
+) -> dict[str, Any] | None:
     """Answers the rows of a split, scores them and writes predictions, scores and reports into the folder `out`.
 
-    Stopped anywhere, the same call continues where it was and ends with the same predictions.jsonl.
+    Stopped anywhere, the same call continues where it was and ends with the same predictions.jsonl. Of several joined
+    processes (processes.py) all call it; the first alone needs `out`, and writes there.
 
     Args:
       model: Hugging Face directory or run folder.
@@ -64,21 +68,26 @@ def evaluate(
       rows_checked: rows decoded by template that are decoded again token by token, to see how the rounding of `dtype`
         tells (timing.json); None = 8 in bfloat16, none in float32.
       batch_size: rows answered at once; None = as many as fit; cache_gib: memory of the cache, None = what is free.
+      mesh: devices that share the work, as generate/placing.py `mesh_for` reads it.
       protocol: how texts are read and scored.
       show_credentialed: show the texts of credentialed sources in the reports.
 
     Returns:
-      `Scores.summary` and "timing"; timing lies in timing.json, apart, so that scores.json is the same in any run.
+      `Scores.summary` and "timing"; timing lies in timing.json, apart, so that scores.json is the same in any run. None
+        in a process other than the first.
 
     Raises:
       UserError: see `read_rows`, `load_model`, `score`; `out` cannot be written; a source unknown to the registry
         under template decoding or without max_new_tokens; one whose outputs are not few under `loglikelihood`; a
-        template that is unknown, missing or not the model's own; no training rows to show.
+        template that is unknown, missing or not the model's own; no training rows to show; a mesh that does not divide
+        devices or model; processes that do not hold the same.
       Interrupted: on Ctrl-C, and on SIGTERM where that is made a KeyboardInterrupt as `medtune` does, after what was
         answered has been saved.
     """
     if protocol not in PROTOCOLS:
         raise UserError(f"Unknown protocol '{protocol}'.{did_you_mean(protocol, PROTOCOLS)}")
+    from medtune_jax.processes import is_first
+    from medtune_jax.train.agreement import program_and_weights, require_same
     from medtune_jax.train.saved.disk import one_writer
 
     started, folder = time.monotonic(), Path(out)
@@ -93,10 +102,16 @@ def evaluate(
         train = training_rows(data, {row.source for _, row in rows})
         may_show = candidates(train, [row for _, row in of_split], shot_seed, str(data)) if shots else {}
         private = bool(credentialed_in(row for _, row in rows))
-        make_folder(folder, private)
+        # Each process holds these for itself; what differed would be met as a collective that never ends.
+        options = [decoding.description(), template, force_template, batch_size, cache_gib, mesh, shots, shot_seed]
+        asks = {"settings": [*options, rows_checked], "rows": [[position, asdict(row)] for position, row in rows]}
+        require_same({**asks, **program_and_weights(Path(model))})
+        first = is_first()
+        if first:
+            make_folder(folder, private)
         held.enter_context(one_writer(folder, "--out"))
         forced = force_template and template is not None
-        engine, own_template, identity = _load(model, decoding, cache_gib, forced)
+        engine, own_template, identity = _load(model, decoding, cache_gib, mesh, forced)
         form = choose_template(own_template, template, force_template, str(model))
         if decoding.max_new_tokens is None:
             ways = fit_budgets([row for _, row in rows], ways, form, engine.tokenizer)
@@ -105,8 +120,9 @@ def evaluate(
         )
         asked = decoding.description() | ({"shots": shots, "shot_seed": shot_seed} if shots else {})
         questions = ask(rows, form, identity, asked, ways, prefaces)
+        require_same({"model or template": [one.key for one in questions]})
         loaded = time.monotonic()
-        with PredictionLog(folder, questions, private=private) as log:
+        with PredictionLog(folder, questions, private=private) if first else nullcontext() as log:
             counts, check = answer(
                 engine,
                 form,
@@ -119,6 +135,8 @@ def evaluate(
                 batch_size=batch_size,
                 rows_checked=rows_checked,
             )
+            if log is None:
+                return None
             log.finish()
         answered = time.monotonic()
         provenance = {
@@ -184,16 +202,21 @@ def choose_template(own: str | None, asked: str | None, force: bool, model: str)
 
 
 def _load(
-    model: str | Path, decoding: Decoding, cache_gib: float | None, force_template: bool
+    model: str | Path, decoding: Decoding, cache_gib: float | None, mesh: str, force_template: bool
 ) -> tuple[Engine, str | None, dict[str, str]]:
     """Returns (engine, name of the template that the model was tuned with, hashes that identify the model)."""
     from medtune_jax.compilation_cache import use_compilation_cache
     from medtune_jax.generate.engine import Engine
+    from medtune_jax.generate.placing import mesh_for
     from medtune_jax.train.load import load_model
 
     use_compilation_cache()
     loaded = load_model(
-        model, dtype=decoding.dtype, max_positions=decoding.max_positions, force_template=force_template
+        model,
+        dtype=decoding.dtype,
+        mesh=partial(mesh_for, mesh),
+        max_positions=decoding.max_positions,
+        force_template=force_template,
     )
     cache: dict[str, Any] = {}
     if decoding.cache_dtype:
@@ -204,7 +227,9 @@ def _load(
         loaded.params,
         loaded.config,
         loaded.tokenizer,
+        mesh=loaded.mesh,
         dtype=decoding.dtype,
+        donate=True,
         **cache,
     )
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}

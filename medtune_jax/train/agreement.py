@@ -51,13 +51,13 @@ def settings_and_program(config: Config) -> dict[str, Any]:
     return {**fields, "version of medtune_jax": medtune_jax.__version__, "version of jax": jax.__version__}
 
 
-def program_and_weights(model: Path, sha256: str) -> dict[str, Any]:
+def program_and_weights(model: Path) -> dict[str, Any]:
     """Returns the parts that processes which ask one model have in common beside their questions and settings.
 
-    model: its folder, which each machine may have its own copy of; sha256: its identity as this process found it.
+    model: its folder, of which each machine may have its own copy.
     """
     versions = {"version of medtune_jax": medtune_jax.__version__, "version of jax": jax.__version__}
-    return {**versions, "model": sha256, "weights": edges_of_weights(model)}
+    return {**versions, "weights": edges_of_weights(model)}
 
 
 def edges_of_weights(folder: Path) -> list[tuple[str, int, str]]:

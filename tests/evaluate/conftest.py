@@ -29,7 +29,7 @@ def oracle(monkeypatch):
     monkeypatch.setattr(
         "medtune_jax.train.load.load_model",
         lambda path, **changes: SimpleNamespace(
-            params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m"
+            params=None, config=None, tokenizer=engine.tokenizer, template=engine.template, sha256="m", mesh=None
         ),
     )
     monkeypatch.setattr("medtune_jax.generate.engine.Engine", lambda *arguments, **options: engine)

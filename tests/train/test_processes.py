@@ -331,7 +331,7 @@ def test_a_slurm_task_uses_all_gpus_that_are_its_own(monkeypatch, tasks, visible
     assert launchers.owns_visible_gpus()
 
 
-@pytest.mark.parametrize("verb", ["generate --prompt=a", "evaluate --data=d", "export --run=r --out=o"])
+@pytest.mark.parametrize("verb", ["export --run=r --out=o"])
 def test_verbs_for_one_process_refuse_several(monkeypatch, capsys, tmp_path, verb):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "a,b")
     words = verb.split() + ([] if "export" in verb else ["--model=m"])

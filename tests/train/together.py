@@ -1,4 +1,4 @@
-"""A training run in several processes on this machine, started by the command and its flags."""
+"""A command in two processes on this machine, started by flags or by SLURM's variables; as a rule a training run."""
 
 import os
 import socket
@@ -35,17 +35,32 @@ def start(
     port: int = 0,
     **more: int,
 ) -> list[subprocess.Popen[str]]:
-    """Starts both of two processes with one device each, or process `only`; the output of i goes to <workdir>.<i>.log.
+    """Starts a training run as `launch` does; more: further flags."""
+    words = [*flags(config, workdir), *(f"--{name}={value}" for name, value in more.items())]
+    return launch(words, workdir, only=only, timeout=timeout, slurm=slurm, port=port)
 
-    timeout: --process_timeout; slurm: told by SLURM's variables in place of flags; port: of the coordinator;
-    more: further flags.
+
+def launch(
+    words: list[str],
+    workdir: Path,
+    *,
+    devices: int = 1,
+    only: int | None = None,
+    timeout: int = 60,
+    slurm: bool = False,
+    port: int = 0,
+) -> list[subprocess.Popen[str]]:
+    """Starts `medtune *words` as both of two processes, or process `only`; the output of i goes to <workdir>.<i>.log.
+
+    devices: of each; timeout: --process_timeout; slurm: told by SLURM's variables in place of flags; port: of the
+    coordinator.
     """
     port = port or free_port()
     processes = []
     for index in range(2) if only is None else [only]:
-        environment = {**os.environ, "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
-        command = [sys.executable, "-m", "medtune_jax", *flags(config, workdir), f"--process_timeout={timeout}"]
-        command += [f"--{name}={value}" for name, value in more.items()]
+        flag = f"--xla_force_host_platform_device_count={devices}" if devices > 1 else ""
+        environment = {**os.environ, "XLA_FLAGS": flag, "PYTHONPATH": str(REPOSITORY)}
+        command = [sys.executable, "-m", "medtune_jax", *words, f"--process_timeout={timeout}"]
         if slurm:
             environment |= {"SLURM_JOB_ID": str(port), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
             environment |= {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index), "SLURM_STEP_NUM_NODES": "1"}
