@@ -53,6 +53,7 @@ setup(
             "accelerate>=1.0",
             "hypothesis>=6.100",
             "libtpu>=0.0.42; platform_system == 'Linux' and platform_machine == 'x86_64'",  # its compiler needs no TPU
+            "llguidance>=1.9",
             "mypy>=1.13",
             "peft>=0.17",
             "pytest>=8",
@@ -65,6 +66,7 @@ setup(
         ],
         "tpu": ["jax[tpu]>=0.10.2"],
         "cuda": ["jax[cuda12]>=0.10.2"],
+        "grammar": ["llguidance>=1.9"],
         "wandb": ["wandb>=0.19"],
     },
     entry_points={"console_scripts": ["medtune = medtune_jax.cli.main:main"]},

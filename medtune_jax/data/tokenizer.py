@@ -10,6 +10,7 @@ from __future__ import annotations
 import abc
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -70,6 +71,14 @@ class Tokenizer(abc.ABC):
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text of `ids`; special ids and ids outside the vocabulary stand for nothing."""
 
+    @abc.abstractmethod
+    def pieces(self) -> list[bytes | None]:
+        """Returns what each id stands for inside a text; None for special and unused ids.
+
+        Raises:
+          UserError: pieces stand for other text beside other pieces (WordPiece and the like).
+        """
+
     def copy_to(self, folder: str | Path) -> None:
         """Copies the tokenizer's files into `folder`, which is made if absent."""
         target = Path(folder)
@@ -115,6 +124,15 @@ class _SentencePiece(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         return self._processor.decode([int(i) for i in ids if 0 <= i < self.vocab_size])
+
+    def pieces(self) -> list[bytes | None]:
+        processor = self._processor
+        return [
+            None
+            if processor.is_control(i) or processor.is_unknown(i) or processor.is_unused(i)
+            else _spaced(processor.id_to_piece(i), is_byte=processor.is_byte(i))
+            for i in range(self.vocab_size)
+        ]
 
     def copy_to(self, folder: str | Path) -> None:
         super().copy_to(folder)
@@ -171,6 +189,29 @@ class _TokenizersFile(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return self._tokenizer.decode([int(i) for i in ids if 0 <= i < self.vocab_size], skip_special_tokens=True)
 
+    def pieces(self) -> list[bytes | None]:
+        parts = _decoders(json.loads(self._tokenizer.to_str())["decoder"])
+        byte_of = _byte_characters()
+        added = self._tokenizer.get_added_tokens_decoder()
+
+        def piece(token: str) -> bytes:
+            if "ByteLevel" in parts:
+                return bytes(byte_of[character] for character in token)
+            return _spaced(token, is_byte="ByteFallback" in parts and _BYTE.fullmatch(token) is not None)
+
+        if not parts & {"ByteLevel", "Metaspace", "ByteFallback"}:
+            raise UserError(
+                f"The pieces of {self.folder / 'tokenizer.json'} are not parts of a text (decoder: "
+                f"{', '.join(sorted(parts)) or 'none'}): only byte-level and sentencepiece-like vocabularies can be held "
+                "to a grammar."
+            )
+        found: dict[int, bytes | None] = {
+            i: piece(token) for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items() if i not in added
+        }
+        found |= {i: None if token.special else token.content.encode() for i, token in added.items()}
+        found |= dict.fromkeys((self.bos_id, self.eos_id, self.unk_id))
+        return [found.get(i) for i in range(self.vocab_size)]
+
 
 def load_tokenizer(folder: str | Path, *, threads: int | None = None) -> Tokenizer:
     """Loads the tokenizer of a Hugging Face folder. threads: of sentencepiece on a batch; None = one for each core.
@@ -198,6 +239,29 @@ def check_vocab(tokenizer: Tokenizer, vocab_size: int) -> None:
             f"Wrong tokenizer: the one in {tokenizer.folder} has {tokenizer.vocab_size} pieces, but the model's "
             f"config.json says vocab_size {vocab_size}. Put the model's own tokenizer into its folder."
         )
+
+
+_BYTE = re.compile(r"<0x([0-9A-F]{2})>")
+
+
+def _spaced(piece: str, *, is_byte: bool) -> bytes:
+    """Returns what a piece of a sentencepiece vocabulary stands for; is_byte: it is one byte, as `<0x0A>`."""
+    return bytes([int(piece[3:5], 16)]) if is_byte else piece.replace("\u2581", " ").encode()
+
+
+def _decoders(decoder: dict[str, Any] | None) -> set[str]:
+    """Returns the types of a tokenizer.json's decoder and of those that it consists of."""
+    if decoder is None:
+        return set()
+    return {decoder["type"]}.union(*(_decoders(one) for one in decoder.get("decoders", ())))
+
+
+def _byte_characters() -> dict[str, int]:
+    """Returns the characters by which byte-level vocabularies write bytes (GPT-2's: printable Latin-1 as it is, the
+    other bytes in their order as U+0100 and up)."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + at): byte for at, byte in enumerate(others)}
 
 
 def _check_ends(path: Path, bos_id: int, eos_id: int) -> None:

@@ -17,20 +17,21 @@ from medtune_jax.data.encode import encode_prompt
 from medtune_jax.data.prompts import Template
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
-from medtune_jax.generate import agreement, beams, free, scored, speculative, templated
+from medtune_jax.generate import agreement, beams, free, grammar, scored, speculative, templated
 from medtune_jax.generate.agreement import TemplateCheck
 from medtune_jax.generate.core import Core, Work
 from medtune_jax.generate.free import OnText
+from medtune_jax.generate.grammar import GrammarRequest
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import Generation, OnDone, Results
-from medtune_jax.generate.sampling import Beam, Method
+from medtune_jax.generate.sampling import Beam, Greedy, Method
 from medtune_jax.generate.template import Row, TemplateRequest
 from medtune_jax.generate.weights import decoding_weights
 from medtune_jax.generate.writing import stop_strings
 from medtune_jax.model.llama import LlamaConfig, Params
 from medtune_jax.model.lora import LoraAdapter
 
-__all__ = ["Engine", "Generation", "TemplateRequest"]
+__all__ = ["Engine", "Generation", "GrammarRequest", "TemplateRequest"]
 
 
 class Engine:
@@ -59,6 +60,8 @@ class Engine:
         cache_dtype: str | None = None,
         cache_bytes: int | None = None,
     ):
+        if cache_dtype not in (None, "int8"):
+            raise UserError(f"cache_dtype '{cache_dtype}' is not known: int8, or none for the model's own dtype.")
         self.config = config
         self.tokenizer = tokenizer
         weights = decoding_weights(params, config, jnp.dtype(dtype), mesh, adapter, donate=donate)
@@ -195,6 +198,37 @@ class Engine:
         """
         with self._core.context():
             return agreement.check_template(self._core, requests, template, answers, batch_size)
+
+    def decode_grammar(
+        self,
+        requests: Sequence[GrammarRequest],
+        template: Template | None,
+        *,
+        method: Method = Greedy(),  # noqa: B008 - frozen
+        batch_size: int | None = None,
+        seed: int = 0,
+        skip: Collection[int] = (),
+        on_done: OnDone | None = None,
+        progress: str | None = None,
+    ) -> list[Generation]:
+        """Decodes token by token within a grammar (generate/grammar.py): `constrained` answers are texts of it.
+
+        A text that reaches its limit is closed within it. Where the limit holds no text of the grammar the answer is
+        empty and its reason `length`; where the model's positions do not, `prompt_too_long`.
+
+        Args:
+          template: whose completion is written around the output, and is no part of the answer's text; None = nothing.
+          method: greedy, or a draw from what the grammar permits; no repetition penalty.
+          Others, and what is returned, as in `generate`.
+
+        Raises:
+          UserError: as in `generate`; llguidance is missing or does not take a grammar; a tokenizer whose pieces are
+            not parts of a text.
+        """
+        results = Results(len(requests), skip, on_done, progress)
+        with self._core.context(), results:
+            grammar.decode_grammar(self._core, requests, template, method, batch_size, seed, skip, results)
+        return results.finished()
 
     def loglikelihoods(
         self,

@@ -40,6 +40,15 @@ def test_each_byte_of_a_character_has_the_characters_span(tokenizer):
     assert tokenizer.decode([ids[i] for i in party]) == "🎉"
 
 
+@settings(max_examples=60, deadline=None)
+@given(text=UNICODE)
+def test_the_bytes_of_the_pieces_are_the_text(tokenizer, text):
+    pieces = tokenizer.pieces()
+    assert len(pieces) == tokenizer.vocab_size
+    assert b"".join(pieces[i] for i in tokenizer.encode("\n" + text)).decode().removeprefix(" ") == "\n" + text
+    assert {pieces[i] for i in (tokenizer.bos_id, tokenizer.eos_id)} == {None}
+
+
 @pytest.mark.parametrize("text", ["</s>", "a </s> <s> b", "<unk>", "<|end|>", "x<|begin|>y", "<pad>"])
 def test_special_strings_in_text_never_become_special_ids(tokenizer, text):
     ids = tokenizer.encode(text)

@@ -53,6 +53,9 @@ class LongestMatch(Tokenizer):
     def decode(self, ids: Iterable[int]) -> str:
         return "".join(self._pieces[i - 3] for i in ids if i >= 3)
 
+    def pieces(self) -> list[bytes | None]:
+        return [None, None, None, *(piece.encode() for piece in self._pieces)]
+
 
 def tiny_config(vocab_size: int, **changes: object) -> LlamaConfig:
     fields: dict[str, object] = {
