@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from medtune_jax.data.tokenizer import Tokenizer
+from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.budget import Budget, default_slots, find_budget, find_demand, position_bytes
 from medtune_jax.generate.prefixes import Prefixes, shared_beginnings
@@ -102,8 +103,10 @@ class Core:
           most: of what use more would not be.
 
         Raises:
-          UserError: what is asked, or one slot of the longest row, does not fit into the budget.
+          UserError: what is asked is below 1; it, or one slot of the longest row, does not fit into the budget.
         """
+        if asked is not None and asked < 1:
+            raise UserError(f"batch_size {asked} is below 1.")
         if not rows:
             return 1
         length = slot_length(rows)

@@ -84,15 +84,21 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]
             spans.append((first, at + 1, shared))
         if length >= _LEAST and (not open_ or open_[-1][0] < length):
             open_.append((length, first))
-    covered = np.zeros(len(ordered), np.int64)  # tokens of the longest beginning taken so far
+    covered = np.zeros(len(ordered), np.int64)  # tokens of each prompt's longest beginning so far
     taken = []
     for first, last, shared in sorted(spans, key=lambda span: span[2]):
-        if int((shared - covered[first:last]).sum()) - shared >= _WORTH:
+        outer = int(covered[first])
+        if (last - first) * (shared - outer) - shared >= _WORTH:
             covered[first:last] = shared
-            taken.append((first, shared))
-    used = {(ordered[i][: 4 * length]) for i, length in enumerate(covered.tolist()) if length}
-    found = (ordered[first][: 4 * shared] for first, shared in taken)
-    return [tuple(np.frombuffer(one, ">i4").tolist()) for one in found if one in used]
+            taken.append((first, last, shared, outer))
+    found = []
+    for first, last, shared, outer in reversed(taken):  # what inner ones left of the outer is counted again
+        using = covered[first:last] == shared
+        if int(using.sum()) * (shared - outer) - shared >= _WORTH:
+            found.append(tuple(np.frombuffer(ordered[first], ">i4", shared).tolist()))
+        else:
+            covered[first:last][using] = outer
+    return found[::-1]
 
 
 def _common(a: bytes, b: bytes) -> int:
