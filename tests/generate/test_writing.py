@@ -75,6 +75,7 @@ def write(
     return writing, pieces
 
 
+STOP = st.lists(st.text(st.sampled_from("ab \n#é🎉"), min_size=1, max_size=4), max_size=3)
 SIZES = st.lists(st.integers(1, 5), max_size=12)
 
 
@@ -101,7 +102,7 @@ def test_no_piece_of_a_text_has_half_a_character(tokenizer: Tokenizer, text: str
 
 
 @settings(max_examples=150, deadline=None)
-@given(text=AWKWARD, sizes=SIZES, stop=st.lists(st.text(st.sampled_from("ab \n#é🎉"), min_size=1, max_size=4), max_size=3))
+@given(text=AWKWARD, sizes=SIZES, stop=STOP)
 def test_a_text_ends_before_the_stop_string_that_is_complete_first(
     tokenizer: Tokenizer, text: str, sizes: list[int], stop: list[str]
 ) -> None:
