@@ -83,7 +83,7 @@ def beam_steps(
       start_B: the position of a prompt's last token; count_B: tokens written before; limit_B: tokens allowed in all,
         EOS included; a slot without a row has count = limit.
       penalty_BN: float32, by what a sum that is complete at each step is divided: its length ** length_penalty.
-      hope_BN: by what the best sum of an unfinished text is divided: below the worst of n finished texts ends a row.
+      hope_BN: the same for the best unfinished text: where it is not above the worst of n finished ones, the row ends.
       enough: of slots, int32.
       at_once: n finished texts end a row.
     """
@@ -131,8 +131,7 @@ def beam_steps(
         visible_BnT = jnp.take_along_axis(visible_BnT, parent_Bn[:, :, None], axis=1)
         return step + 1, _take(token_Bc, kept_Bn), visible_BnT, cache, now
 
-    candidates = min(2 * beams, config.padded_vocab)
-    nothing_BNc = jnp.zeros((batch, steps, candidates), jnp.int32)
+    nothing_BNc = jnp.zeros((batch, steps, 2 * beams), jnp.int32)
     begin = Steps(
         used_B=jnp.zeros(batch, jnp.int32),
         done_B=count_B >= limit_B,
@@ -168,7 +167,7 @@ def _candidates(logits_BnV: jax.Array, score_Bn: jax.Array) -> tuple[jax.Array, 
     """Returns (sums of log-probabilities, beams that are continued, tokens; each [B, c], best first; finite [B])."""
     batch, beams, size = logits_BnV.shape
     logits_RV = logits_BnV.reshape(batch * beams, size)
-    count = min(2 * beams, size)
+    count = 2 * beams
     top_Rc, token_Rc = likeliest(logits_RV, count)
     total_R1 = jnp.exp(logits_RV - top_Rc[:, :1]).sum(axis=-1, keepdims=True)  # nan where a logit is nan or inf
     sum_Rc = score_Bn.reshape(-1, 1) + (top_Rc - top_Rc[:, :1] - jnp.log(total_R1))

@@ -10,6 +10,7 @@ import numpy as np
 
 from medtune_jax.errors import UserError
 from medtune_jax.generate.beam_steps import NEVER, Steps, beam_steps
+from medtune_jax.generate.budget import default_slots
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.free import Prompt
 from medtune_jax.generate.results import Alternative, FinishReason, Generation, Results
@@ -55,11 +56,16 @@ class Search:
 def search(
     core: Core, prompts: Sequence[Prompt], method: Beam, batch_size: int | None, skip: Collection[int], results: Results
 ) -> None:
-    """Answers prompts by beam search (`Engine.generate`); batch_size: prompts searched together."""
+    """Answers prompts by beam search (`Engine.generate`).
+
+    Args:
+      batch_size: prompts searched together; None = so many that their beams are a usual batch, where they fit.
+    """
     if 2 * method.num_beams > core.config.vocab_size:
         raise UserError(f"num_beams {method.num_beams} is more than half of the {core.config.vocab_size} tokens.")
     rows = [_begun(prompt, method.num_beams) for prompt in prompts]
-    batch_size, prefixes = core.batch_size(rows, batch_size), core.prefixes(rows)
+    usual = max(1, default_slots(core.ways) // method.num_beams) if batch_size is None else None
+    batch_size, prefixes = core.batch_size(rows, batch_size, most=usual), core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
         slots = core.slots(group, batch_size, prefixes=prefixes)
         while slots.admit():

@@ -213,6 +213,17 @@ def test_eight_devices_write_what_one_writes() -> None:
     ]
 
 
+def test_an_int8_cache_moves_scores_little() -> None:
+    exact, params = tiny_engine(TOKENIZER)
+    small = Engine(params, exact.config, TOKENIZER, cache_dtype="int8")
+    best = [
+        [one.alternatives[0].score for one in engine.generate(PROMPTS, method=Beam(4), max_new_tokens=12)]
+        for engine in (exact, small)
+    ]
+    assert best[0] != best[1]
+    np.testing.assert_allclose(*best, atol=0.05)
+
+
 def test_logits_that_are_not_finite_are_an_error() -> None:
     config = tiny_config(TOKENIZER.vocab_size)
     params = init_params(jax.random.key(0), config)
