@@ -15,9 +15,11 @@ from medtune_jax.convert.hf_import import load_params, read_config
 from medtune_jax.data.prompts import get_template
 from medtune_jax.generate import decode
 from medtune_jax.generate import free as free_module
+from medtune_jax.generate.cache import empty_cache
 from medtune_jax.generate.engine import Engine, TemplateRequest
 from medtune_jax.generate.sampling import Greedy, Sample, request_keys
 from medtune_jax.generate.slots import round_up
+from medtune_jax.generate.weights import decoding_weights
 from medtune_jax.model.llama import init_params
 from medtune_jax.sharding import make_mesh
 from medtune_jax.tasks.ner import NerTask
@@ -187,7 +189,7 @@ def test_rows_are_reported_once_each_as_they_finish() -> None:
 
 def test_few_shapes_are_compiled() -> None:
     engine, _ = tiny_engine(TOKENIZER, intermediate_size=40)  # of no other test
-    programs: list[Any] = [decode.decode_steps, decode._prefill_layer, decode._fill]
+    programs: list[Any] = [decode.decode_steps, decode._prefill_layer, decode.fill]
     before = [program._cache_size() for program in programs]
     prompts = [[1, *[5] * n] for n in range(1, 60)]
     engine.generate(prompts, method=Greedy(), max_new_tokens=8, batch_size=8)
@@ -212,13 +214,13 @@ def test_eight_devices_write_what_one_writes(sizes: dict[str, int]) -> None:
 
 def test_no_step_copies_the_cache() -> None:
     config = tiny_config(TOKENIZER.vocab_size)
-    weights = decode.decoding_weights(init_params(jax.random.key(0), config), config, np.dtype("float32"), None)
-    cache = decode.empty_cache(config, 8, 4096, np.dtype("float32"))
+    weights = decoding_weights(init_params(jax.random.key(0), config), config, np.dtype("float32"), None)
+    cache = empty_cache(config, 8, 4096, np.dtype("float32"))
     row = np.ones(8, np.int32)
     compiled: Any = decode.decode_steps.lower(
         weights, cache, *[row] * 5, np.uint32(0), config=config, method=Greedy(), eos_id=2, steps=16
     ).compile()
-    one_layer = cache.k[0].nbytes + cache.v[0].nbytes
+    one_layer = cache.k[0].values.nbytes + cache.v[0].values.nbytes
     assert compiled.memory_analysis().temp_size_in_bytes < one_layer
 
 
