@@ -115,12 +115,14 @@ class Row:
       draft: the combination chosen in each piece; at first each piece's first that is permitted.
       longest: tokens of prompt and longest allowed output, EOS included.
       passes: forward passes over the draft so far.
+      settled: tokens of the draft that are final: the next pass begins behind all of them but the last.
     """
 
     def __init__(self, prompt: Sequence[int], pieces: Sequence[Piece], longest_output: int):
         self.prompt = list(prompt)
         self.pieces = tuple(pieces)
         self.passes = 0
+        self.settled = 0
         self.longest = len(self.prompt) + longest_output
         self.draft: list[int] = []
         previous: str | None = None
@@ -141,12 +143,12 @@ class Row:
         )
 
     def decisions(self) -> list[tuple[int, frozenset[int]]]:
-        """Returns (index into `tokens`, tokens that may stand there) wherever the draft's way forks."""
+        """Returns (index into `tokens`, tokens that may stand there) wherever the unsettled draft's way forks."""
         forks, start = [], 0
         for piece, chosen in zip(self.pieces, self.draft, strict=True):
             forks += [(start + depth, children) for depth, children in piece.branches(chosen)]
             start += len(piece.tokens[chosen])
-        return forks
+        return [(at, children) for at, children in forks if at >= self.settled]
 
     def improve(self, logits_mU: np.ndarray, columns: Mapping[int, int]) -> bool:
         """Adopts every choice that the logits behind the draft make; returns whether the result is final.
@@ -161,11 +163,15 @@ class Row:
             raise UserError(NOT_FINITE)
         self.passes += 1
         previous: str | None = None
+        before = self.tokens
         at = 0  # the next row of logits_mU
+        start = 0  # of the piece in the draft
         changed, final = False, True
         draft = []
         for piece, drafted in zip(self.pieces, self.draft, strict=True):
-            forks = piece.branches(drafted)
+            settled = self.settled - start  # of the piece's tokens
+            start += len(piece.tokens[drafted])
+            forks = [(depth, children) for depth, children in piece.branches(drafted) if depth >= settled]
             known = {depth: logits_mU[at + i] for i, (depth, _) in enumerate(forks)}
             at += len(forks)
             alive = piece.permitted(previous)
@@ -180,7 +186,7 @@ class Row:
                         scores = known[depth]
                         best = min(children, key=lambda token: (-scores[columns[token]], token))
                     else:
-                        best = piece.tokens[alive[0]][depth]
+                        best = piece.tokens[drafted if depth < settled else alive[0]][depth]
                     changed = changed or not same or best != piece.tokens[drafted][depth]
                     alive = tuple(index for index in alive if piece.tokens[index][depth] == best)
                 depth += 1
@@ -188,6 +194,7 @@ class Row:
             changed |= alive[0] != drafted
             previous = last_option(piece.options[alive[0]], previous)
         self.draft = draft
+        self.settled = min(common_prefix(before, self.tokens) + 1, len(before))
         return final
 
 

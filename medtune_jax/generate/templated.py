@@ -81,9 +81,10 @@ def _decode(core: Core, group: Sequence[_Templated], batch_size: int, results: R
 
 
 def _improve(core: Core, slots: Slots[_Templated]) -> list[tuple[int, _Templated]]:
-    """Runs one pass over every slot's draft; returns (slot, row) of those that are final."""
+    """Runs one pass over what is not settled of every slot's draft; returns (slot, row) of those that are final."""
     active = slots.active()
-    texts = [one.row.tokens for _, one in active]
+    # Keys and values of what is settled are in the cache, those of its last token excepted.
+    texts = [[one.row.prompt[-1], *one.row.tokens[:-1]][one.row.settled :] for _, one in active]
     decisions = [one.row.decisions() for _, one in active]
     allowed = sorted({token for row in decisions for _, children in row for token in children})
     batch = len(slots.rows)
@@ -93,9 +94,9 @@ def _improve(core: Core, slots: Slots[_Templated]) -> list[tuple[int, _Templated
     columns_U[: len(allowed)] = allowed
     start_B = np.zeros(batch, np.int32)
     for (slot, one), text, row in zip(active, texts, decisions, strict=True):
-        tokens_BN[slot, : len(text)] = [one.row.prompt[-1], *text[:-1]]
-        where_BM[slot, : len(row)] = [at for at, _ in row]
-        start_B[slot] = len(one.row.prompt) - 1
+        tokens_BN[slot, : len(text)] = text
+        where_BM[slot, : len(row)] = [at - one.row.settled for at, _ in row]
+        start_B[slot] = len(one.row.prompt) - 1 + one.row.settled
     slots.cache, logits = decode.draft_logits(
         core.weights, slots.cache, tokens_BN, start_B, where_BM, columns_U, config=core.config
     )
