@@ -218,11 +218,6 @@ def _load(
         max_positions=decoding.max_positions,
         force_template=force_template,
     )
-    cache: dict[str, Any] = {}
-    if decoding.cache_dtype:
-        cache["cache_dtype"] = decoding.cache_dtype
-    if cache_gib:
-        cache["cache_bytes"] = int(cache_gib * 2**30)
     engine = Engine(
         loaded.params,
         loaded.config,
@@ -230,7 +225,8 @@ def _load(
         mesh=loaded.mesh,
         dtype=decoding.dtype,
         donate=True,
-        **cache,
+        cache_dtype=decoding.cache_dtype,
+        cache_bytes=None if cache_gib is None else int(cache_gib * 2**30),
     )
     identity = {"model_sha256": loaded.sha256, "tokenizer_sha256": loaded.tokenizer.sha256}
     return engine, loaded.template, identity

@@ -16,6 +16,7 @@ from medtune_jax.evaluate.run import evaluate
 from medtune_jax.evaluate.score import score_file
 from medtune_jax.generate.decoding import Decoding
 from medtune_jax.tasks.rows import Row, write_rows
+from medtune_jax.train.saved.disk import one_writer
 
 
 @pytest.mark.parametrize("decode", ["template", "greedy", "sample"])
@@ -273,3 +274,10 @@ def test_a_real_checkpoint_is_evaluated_and_template_decoding_is_never_malformed
     )
     assert free["sources"][NLI]["n"] == 4
     assert {one.finish_reason for one in read_predictions(tmp_path / "g")} <= {"eos", "length"}
+
+
+def test_two_evaluations_do_not_write_one_folder(tmp_path, data, oracle):
+    told = r"/out is being written by process \d+ .*give another --out"
+    with one_writer(tmp_path / "out"), pytest.raises(UserError, match=told):
+        evaluate("m", data, "test", tmp_path / "out")
+    evaluate("m", data, "test", tmp_path / "out")

@@ -60,17 +60,17 @@ def test_free_text_is_answered_greedily_beside_rows_decoded_by_template(tmp_path
     }
     read = read_predictions(tmp_path / "out")
     assert [one.row for one in read] == list(range(8))
-    assert [one.finish_reason for one in read] == ["eos" if one.source != NLI else "constrained" for one in read]
+    assert [one.finish_reason for one in read] == ["eos" if one.source == "iCliniq" else "constrained" for one in read]
     provenance = json.loads((tmp_path / "out" / "provenance.json").read_bytes())
     assert provenance["decoding"]["method"] == "template"
-    assert provenance["decoded_by"] == {NLI: ["template"], "iCliniq": ["greedy"], "BioASQ-list": ["greedy"]}
+    assert provenance["decoded_by"] == {NLI: ["template"], "iCliniq": ["greedy"], "BioASQ-list": ["grammar"]}
     assert result["timing"]["decision"] == "decision" and result["timing"]["decisions"] == 4 + 4 * 2
     # Free text may be of any length: each task's own budget, whatever the input.
-    free = [get_source(name).task.max_new_tokens for name in ("iCliniq", "BioASQ-list", "iCliniq", "iCliniq")]
-    assert oracle.calls[-1] == list(zip([0, 3, 4, 7], free, strict=True))
+    budget = get_source("iCliniq").task.max_new_tokens
+    assert oracle.calls[-1] == [(0, budget), (4, budget), (7, budget)]
 
     undisturbed = result_bytes(tmp_path / "out")
-    for stop_after in (1, 3):
+    for stop_after in (1, 2):
         folder = tmp_path / str(stop_after)
         oracle.stop_after, oracle.stop = stop_after, lambda: os.kill(os.getpid(), signal.SIGTERM)
         for _ in range(2):  # once among the rows decoded by template, once among the others
@@ -209,3 +209,30 @@ def test_a_real_checkpoint_compares_candidates_and_writes_lists_and_free_text(tm
     assert entry["metrics"]["accuracy_ll"] == entry["metrics"]["accuracy"]
     greedy = evaluate(model, data, "long", tmp_path / "greedy", decoding=Decoding("greedy", max_new_tokens=2), **how)
     assert greedy["sources"][NLI]["parse"]["kinds"]["prompt_too_long"] == 1
+
+
+def test_a_real_checkpoint_is_asked_by_beams_and_drafts_and_behind_demonstrations(tmp_path, data, shared_data):
+    model = shared_data / "models" / "stories260K"
+    solved = [("She coughs .", "She is ill .", "Entailment"), ("He ran .", "He sat .", "Contradiction")]
+    write_rows(data / "train.parquet", [Row("", *get_source(NLI).task.render(one), NLI) for one in solved])
+    how = {"template": "medtuned_train", "batch_size": 4, "sources": [NLI], "shots": 1}
+
+    def ask(name, *method, **options):
+        decoding = Decoding(*method, max_positions=512, **options)
+        result = evaluate(model, data, "test", tmp_path / name, decoding=decoding, **how)
+        return result["timing"], [one.generated for one in read_predictions(tmp_path / name)]
+
+    timing, greedy = ask("greedy", "greedy", max_new_tokens=6)
+    assert timing["ways"]["greedy"]["passes_per_row"] == timing["forward_passes_per_row"]
+    work = timing["work"]
+    assert work["passes"] > 0 and 0 < work["slot_use"] <= 1 and work["prompt_tokens"] > 0
+    timing, drafted = ask("drafted", "greedy", max_new_tokens=6, draft="template")
+    assert drafted == greedy
+    assert timing["ways"]["greedy, drafted by template"]["drafted"] > 0
+    _, beams = ask("beams", "beam", max_new_tokens=6, num_beams=2)
+    assert len(beams) == 4
+    timing, labels = ask("template", "template", dtype="bfloat16")
+    assert set(labels) <= set(get_source(NLI).task.labels)
+    assert (timing["template_check"]["rows"], timing["template_check"]["decisions"]) == (4, 4)
+    provenance = json.loads((tmp_path / "template" / "provenance.json").read_bytes())
+    assert provenance["demonstrations"][NLI]["rows_by_shots"] == {"1": 4}
