@@ -72,7 +72,7 @@ def requirements(installed: Path) -> list[Requirement]:
 
 
 def test_what_is_imported_is_declared_and_nothing_else(installed):
-    optional = {"wandb"}  # asked for by a flag, of an extra of its own, imported where it is asked for
+    optional = {"llguidance", "wandb"}  # of extras of their own, imported where they are asked for
     declared = {canonicalize_name(need.name) for need in requirements(installed) if need.marker is None}
     owners = importlib.metadata.packages_distributions()
     imported: set[str] = set()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
@@ -17,7 +17,7 @@ from medtune_jax.tasks.registry import find_source, get_source
 
 if TYPE_CHECKING:
     from medtune_jax.data.tokenizer import Tokenizer
-    from medtune_jax.generate.engine import Engine, TemplateRequest
+    from medtune_jax.generate.engine import Engine, GrammarRequest, TemplateRequest
     from medtune_jax.generate.results import Generation, OnDone
 
 _SPARE = 64  # tokens allowed beyond the longest well-formed output
@@ -39,12 +39,14 @@ class Way:
     """How one row is answered.
 
     Attributes:
-      method: what was asked for; `greedy` for a row of free text under `template`.
-      budget: tokens that a freely written answer may have; 0 where the outputs are known beforehand.
+      method: what was asked for; under `template`, `grammar` for a row whose task has one and cannot list its outputs,
+        `greedy` for a row of free text.
+      budget: tokens that an answer may have that is written freely or by a grammar; 0 where the outputs are known
+        beforehand.
       draft: of `greedy`: what is proposed to the model.
     """
 
-    method: Decode
+    method: Decode | Literal["grammar"]
     budget: int
     draft: Draft = "none"
 
@@ -84,7 +86,10 @@ def _way(row: Question, decoding: Decoding) -> Way:
         )
     allowed = source.task.allowed(row.input)
     if method == "template":
-        return Way("template", 0) if allowed is not None else Way("greedy", source.task.max_new_tokens)
+        if allowed is not None:
+            return Way("template", 0)
+        has_grammar = source.task.grammar(row.input) is not None
+        return Way("grammar" if has_grammar else "greedy", source.task.max_new_tokens)
     if allowed is None or len(allowed.slots) != 1:
         raise UserError(
             f"Source '{row.source}' (task {source.task.kind}) is not answered by one of a few labels, so "
@@ -158,6 +163,19 @@ def answer_rows(
     def requests(indices: Sequence[int]) -> list[TemplateRequest]:
         return [request_of(rows[index], numbers[index], prefaces[index]) for index in indices]
 
+    def prompt(index: int) -> list[int]:
+        from medtune_jax.data.encode import encode_prompt
+
+        row = rows[index]
+        return encode_prompt(engine.tokenizer, template, row.instruction, row.input, prefaces[index])
+
+    if answered := of(lambda way: way.method == "grammar"):
+        found, told = answered
+        engine.decode_grammar(
+            [_by_grammar(rows[index], prompt(index), ways[index].budget, numbers[index]) for index in found],
+            template,
+            **told,
+        )
     if answered := of(lambda way: way.method == "template"):
         found, told = answered
         engine.decode_template(requests(found), template, **told)
@@ -175,13 +193,10 @@ def answer_rows(
             if draft == "template":
                 engine.speculate_template(requests(found), template, **told)
                 continue
-            from medtune_jax.data.encode import encode_prompt
-
             if draft == "prompt":
                 told["draft"] = draft
-            asked = [(rows[index].instruction, rows[index].input, prefaces[index]) for index in found]
             engine.generate(
-                [encode_prompt(engine.tokenizer, template, *one) for one in asked],
+                [prompt(index) for index in found],
                 method=decoding.chooser(),
                 seed=decoding.seed,
                 rows=[numbers[index] for index in found],
@@ -208,3 +223,11 @@ def request_of(row: Question, number: int, preface: str) -> TemplateRequest:
     allowed: Allowed | None = get_source(row.source).task.allowed(row.input)
     assert allowed is not None, "only rows whose outputs are known are answered so"
     return TemplateRequest(row.instruction, row.input, allowed, name=f"{row.source}, row {number}", preface=preface)
+
+
+def _by_grammar(row: Question, prompt: Sequence[int], budget: int, number: int) -> GrammarRequest:
+    from medtune_jax.generate.engine import GrammarRequest
+
+    grammar = get_source(row.source).task.grammar(row.input)
+    assert grammar is not None, "only rows that have a grammar are answered so"
+    return GrammarRequest(prompt, grammar, budget, number)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from types import SimpleNamespace
 
 from medtune_jax.evaluate.predictions import FINAL
@@ -42,9 +43,19 @@ class Oracle:
             values[gold] = -0.05
             on_done(index, Generation((5, 6), gold, "constrained", 1, 1, values))
 
-    def generate(self, prompts, *, method, max_new_tokens, seed, rows, skip, on_done, stop=(), batch_size=None):
+    def decode_grammar(self, requests, template, *, skip, on_done, batch_size=None):
+        self.calls.append([request.number for index, request in enumerate(requests) if index not in skip])
+        inputs = self._inputs([request.prompt for request in requests])
+        for request, input in zip(requests, inputs, strict=True):
+            assert re.fullmatch(request.grammar.text, self.gold[input])
+        self._answer(inputs, "constrained", skip, on_done)
+
+    def _inputs(self, prompts):
         texts = ["".join(map(chr, prompt[1:])) for prompt in prompts]
-        inputs = [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
+        return [next(input for input in sorted(self.gold, key=len)[::-1] if input in text) for text in texts]
+
+    def generate(self, prompts, *, method, max_new_tokens, seed, rows, skip, on_done, stop=(), batch_size=None):
+        inputs = self._inputs(prompts)
         asked = enumerate(zip(rows, max_new_tokens, strict=True))
         self.calls.append([one for index, one in asked if index not in skip])
         self.method, self.seed = method, seed
