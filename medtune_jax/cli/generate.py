@@ -17,6 +17,10 @@ new prompt, each as a whole text of the template; the oldest are forgotten, and 
 (--num_beams --length_penalty --n_best). --draft=prompt writes greedy's text in fewer passes where that repeats its
 prompt.
 
+--json_schema=FILE and --regex=PATTERN hold the answer to a grammar: JSON is written on one line, an expression is
+matched by the whole answer, and an answer that reaches --max_new_tokens is closed within it. Where so few tokens hold
+no such text, the answer is empty and its finish_reason is length.
+
 --mesh says how devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by
 and prompts over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight into their
 shards: neither a device nor the host holds the whole of what is split. Each device holds its share of the weights, 4
@@ -29,6 +33,7 @@ On several machines the same command runs on each, as `medtune train --help` say
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -45,6 +50,7 @@ if TYPE_CHECKING:
     from medtune_jax.generate.engine import Engine
     from medtune_jax.generate.results import Generation
     from medtune_jax.generate.sampling import Beam, Method
+    from medtune_jax.tasks.base import Grammar
 
 SUMMARY = "answer prompts with a checkpoint or a run"
 
@@ -82,6 +88,8 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     real("min_p", 0.0, "Of --method=sample: least share of the likeliest token's probability.", flag_values=flags)
     number("seed", 0, "Of --method=sample.", lower_bound=0, flag_values=flags)
     real("repetition_penalty", 1.0, "Of --method=greedy and sample; 1 = none.", flag_values=flags)
+    text("json_schema", None, "FILE of a JSON schema of which the answer is an instance.", flag_values=flags)
+    text("regex", None, "Regular expression (Rust's syntax) that the whole answer matches.", flag_values=flags)
     number("num_beams", 4, "Of --method=beam.", flag_values=flags)
     real("length_penalty", 1.0, "Of --method=beam: power of the length that a score is divided by.", flag_values=flags)
     number("n_best", 1, "Of --method=beam: so many answers with their scores.", flag_values=flags)
@@ -141,6 +149,11 @@ def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
         refuse_given(flags, ["stop"], f"--draft={flags.draft}", "--draft=none")
     if flags.draft != "none" and flags.repetition_penalty != 1:
         raise UserError("--draft verifies plain greedy decoding: leave out --repetition_penalty, or --draft.")
+    if flags.json_schema is not None or flags.regex is not None:
+        by = "--regex" if flags.json_schema is None else "--json_schema"
+        refuse_given(flags, [*OF_BEAM, "stop", "draft", "repetition_penalty", "interactive"], by, "a free answer")
+        if flags.method == "beam" or (flags.json_schema is not None and flags.regex is not None):
+            raise UserError(f"{by} goes with --method=greedy or sample, and with no other grammar.")
     if flags.input_file is None:
         refuse_given(flags, OF_FILE, "--interactive" if flags.interactive else "--prompt", "--input_file")
     if flags.n_best > 1 and flags.interactive and not flags.json:
@@ -170,6 +183,7 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
 
     if flags.interactive and jax.process_count() > 1:
         raise UserError(f"--interactive talks with one process, and there are {jax.process_count()}: start one.")
+    grammar = _grammar(flags)
     use_compilation_cache()
     settings = {"settings": [*_settings(flags), flags.batch_size, flags.cache_gib, flags.mesh]}
     require_same({**settings, "prompts": asked, **program_and_weights(Path(flags.model))})
@@ -202,6 +216,7 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
         options["batch_size"] = flags.batch_size
     if flags.interactive:
         return _converse(flags, engine, template, options)
+    generate = engine.generate if grammar is None else partial(_generate_by_grammar, engine, template, grammar)
     texts = [render(template, prompt, instruction) for prompt, instruction in asked]
     if flags.prompt is not None:
         ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(texts[0])]
@@ -210,7 +225,7 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
                 f"--prompt has {len(ids)} tokens with its template; {flags.model} has {loaded.config.max_positions} "
                 "positions for prompt and answer together. Shorten it."
             )
-        answer = engine.generate([ids], **options)[0]
+        answer = generate([ids], **options)[0]
         return _described(flags, flags.prompt, answer) if is_first() else None
     results, count = {}, len(asked)
 
@@ -223,6 +238,7 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
             engine,
             texts,
             done,
+            generate=generate,
             out=flags.out,
             identity=[loaded.sha256, loaded.tokenizer.sha256, *_settings(flags)],
             **options,
@@ -241,6 +257,37 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
     return found if is_first() else None
 
 
+def _grammar(flags: absl_flags.FlagValues) -> Grammar | None:
+    from medtune_jax.tasks.base import Grammar
+
+    if flags.regex is not None:
+        return Grammar("regex", flags.regex)
+    if flags.json_schema is None:
+        return None
+    try:
+        return Grammar("json_schema", Path(flags.json_schema).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--json_schema: {flags.json_schema} cannot be read as text: {error}") from None
+
+
+def _generate_by_grammar(
+    engine: Engine,
+    template: Template | None,
+    grammar: Grammar,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int,
+    stop: Sequence[str],
+    draft: None,
+    **options: Any,
+) -> list[Generation]:
+    """Engine.decode_grammar, called as Engine.generate is; stop strings and a draft were refused."""
+    from medtune_jax.generate.engine import GrammarRequest
+
+    requests = [GrammarRequest(prompt, grammar, max_new_tokens, number) for number, prompt in enumerate(prompts)]
+    return engine.decode_grammar(requests, template, **options)
+
+
 def _converse(
     flags: absl_flags.FlagValues, engine: Engine, template: Template | None, options: dict[str, Any]
 ) -> list[Result] | None:
@@ -255,7 +302,7 @@ def _converse(
     streams = flags.method != "beam" and flags.draft == "none"
 
     def answer(tokens: list[int], *, turn: int, on_text: Any) -> Generation:
-        streamed = {"on_text": lambda _, text: on_text(text)} if streams else {}
+        streamed: dict[str, Any] = {"on_text": lambda _, text: on_text(text)} if streams else {}
         return engine.generate([tokens], rows=[turn], **streamed, **options)[0]
 
     # With --json stdout is the result's.
@@ -283,4 +330,6 @@ def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
 def _settings(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns the values of all flags that decide what an answer is, beside model, prompt and template."""
     names = ("method", "max_new_tokens", "stop", *OF_SAMPLE, *OF_BEAM, "repetition_penalty", "draft", "dtype")
-    return [flags[name].value for name in (*names, "cache_dtype", "max_positions")]
+    names = (*names, "cache_dtype", "max_positions", "regex")
+    schema = None if flags.json_schema is None else Path(flags.json_schema).read_text(encoding="utf-8")
+    return [*(flags[name].value for name in names), schema]

@@ -56,15 +56,15 @@ def decoding_weights(
     donate: give `params` up. They are freed one by one, so that beside the weights one stack is held.
     """
 
-    def tensor_only(sharding: NamedSharding, first: int) -> Any:
+    def tensor_only(sharding: NamedSharding, first: int) -> NamedSharding:
         parts = ["tensor" if part and "tensor" in part else None for part in sharding.spec[first:]]
-        return NamedSharding(mesh, PartitionSpec(*parts))
+        return NamedSharding(sharding.mesh, PartitionSpec(*parts))
 
     places = None if mesh is None else param_shardings(config, mesh)
     layers: list[Params] = [{} for _ in range(config.num_layers)]
     for name, group in params["layers"].items():
         update = None if adapter is None else adapter.params["layers"].get(name)
-        factor = None if adapter is None else scale(adapter.lora)
+        factor = 1.0 if adapter is None else scale(adapter.lora)
         for key, stack in group.items():
             parts = _unstack(stack, update, dtype=dtype, factor=factor)
             if places is not None:
@@ -95,7 +95,7 @@ def _cast(leaf: jax.Array, *, dtype: Any) -> jax.Array:
 
 
 @partial(jax.jit, static_argnames=("dtype", "factor"))
-def _unstack(stack: Any, update: Params | None, *, dtype: Any, factor: float | None) -> tuple[jax.Array, ...]:
+def _unstack(stack: Any, update: Params | None, *, dtype: Any, factor: float) -> tuple[jax.Array, ...]:
     """Returns the layers of a stack [L, ...]; `update`, adapters, is merged into each in float32."""
 
     def one(number: int) -> jax.Array:

@@ -89,7 +89,7 @@ def load_model(
     tokenizer = load_tokenizer(folder)
     check_vocab(tokenizer, config.vocab_size)
     template = read_template(folder, force=force_template)
-    placed = mesh(config) if callable(mesh) else mesh
+    placed = _placed(mesh, config)
     params = load_params(folder, config, dtype, placed)
     return LoadedModel(params, config, tokenizer, template, weights_sha256(folder), mesh=placed)
 
@@ -150,6 +150,10 @@ class _Run(NamedTuple):
     mesh: Mesh | None
 
 
+def _placed(mesh: Placing, config: LlamaConfig) -> Mesh | None:
+    return mesh if mesh is None or isinstance(mesh, Mesh) else mesh(config)
+
+
 def _one_device() -> Mesh:
     return make_mesh(MeshConfig(fsdp=1), jax.local_devices()[:1])
 
@@ -159,7 +163,7 @@ def _read_run(folder: Path, dtype: Any, mesh: Placing, max_positions: int | None
     tokenizer = load_tokenizer(folder / "model")
     check_vocab(tokenizer, config.vocab_size)
 
-    placed = mesh(config) if callable(mesh) else mesh
+    placed = _placed(mesh, config)
     on = placed or _one_device()
 
     def abstract(meta: dict[str, Any]) -> Params:

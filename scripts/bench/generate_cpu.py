@@ -223,6 +223,7 @@ def measure_scores() -> dict[str, Any]:
             batch_size=_BATCH_SIZE.value,
             decoding=Decoding(max_positions=_POSITIONS.value),
         )
+    assert result is not None  # of several processes one speaks
     timing = result["timing"]
     return {"speed": timing["rows"] / (timing["wall_seconds"] - timing["load_seconds"]), **timing}
 

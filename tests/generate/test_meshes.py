@@ -20,6 +20,7 @@ from medtune_jax.generate.placing import mesh_for, parse_mesh
 from medtune_jax.generate.weights import decoding_weights
 from medtune_jax.model.llama import LlamaConfig, init_params
 from medtune_jax.tasks.rows import write_rows
+from medtune_jax.train.load import load_model
 
 # Four heads of either kind, so that `tensor` may be 4; logits that lie far apart.
 CONFIG = dataclasses.replace(MODEL, num_kv_heads=4, initializer_range=0.4, max_positions=256)
@@ -55,6 +56,14 @@ def test_a_mesh_is_written_as_axes_and_sizes() -> None:
 def test_a_mesh_that_cannot_be_is_refused_by_name(asked: str, told: str) -> None:
     with pytest.raises(UserError, match=told):
         mesh_for(asked, CONFIG)
+
+
+def test_a_model_is_loaded_onto_a_mesh_or_onto_what_gives_one(folder: Path) -> None:
+    mesh = mesh_for("data=2,tensor=4", CONFIG)
+    for asked in (mesh, lambda config: mesh):
+        loaded = load_model(folder / "model", mesh=asked)
+        assert loaded.mesh is mesh and len(loaded.params["norm"]["scale"].sharding.device_set) == 8
+    assert load_model(folder / "model", mesh=lambda config: None).mesh is None
 
 
 def test_auto_is_all_devices_with_as_much_tensor_as_the_model_divides_by() -> None:
