@@ -150,10 +150,12 @@ def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
     if flags.draft != "none" and flags.repetition_penalty != 1:
         raise UserError("--draft verifies plain greedy decoding: leave out --repetition_penalty, or --draft.")
     if flags.json_schema is not None or flags.regex is not None:
-        by = "--regex" if flags.json_schema is None else "--json_schema"
-        refuse_given(flags, [*OF_BEAM, "stop", "draft", "repetition_penalty", "interactive"], by, "a free answer")
-        if flags.method == "beam" or (flags.json_schema is not None and flags.regex is not None):
-            raise UserError(f"{by} goes with --method=greedy or sample, and with no other grammar.")
+        by = "json_schema" if flags.regex is None else "regex"
+        others = ["json_schema", "interactive", "stop", "draft", "repetition_penalty"]
+        given = [name for name in others if name != by and flags[name].value != flags[name].default]
+        given += ["method=beam"] if flags.method == "beam" else []
+        if given:
+            raise UserError(f"--{by} decodes by a grammar, which --{given[0]} does not go with: leave one of them out.")
     if flags.input_file is None:
         refuse_given(flags, OF_FILE, "--interactive" if flags.interactive else "--prompt", "--input_file")
     if flags.n_best > 1 and flags.interactive and not flags.json:
@@ -330,6 +332,5 @@ def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
 def _settings(flags: absl_flags.FlagValues) -> list[Any]:
     """Returns the values of all flags that decide what an answer is, beside model, prompt and template."""
     names = ("method", "max_new_tokens", "stop", *OF_SAMPLE, *OF_BEAM, "repetition_penalty", "draft", "dtype")
-    names = (*names, "cache_dtype", "max_positions", "regex")
     schema = None if flags.json_schema is None else Path(flags.json_schema).read_text(encoding="utf-8")
-    return [*(flags[name].value for name in names), schema]
+    return [*(flags[name].value for name in (*names, "cache_dtype", "max_positions", "regex")), schema]

@@ -65,6 +65,7 @@ def answer_prompts(
     texts: Sequence[str],
     done: Callable[[int, Generation], dict[str, Any]],
     *,
+    generate: Callable[..., Any],
     out: str | None,
     identity: Sequence[Any],
     **options: Any,
@@ -75,8 +76,9 @@ def answer_prompts(
 
     Args:
       done: called with the index of a text and its answer as it comes; returns the result, JSON-ready.
+      generate: Engine.generate, or what is called like it.
       identity: what else decides an answer, JSON-ready.
-      options: of Engine.generate.
+      options: of `generate`.
 
     Returns:
       the results in order; in a process other than the first those of now.
@@ -103,7 +105,7 @@ def answer_prompts(
         answered = everyones("answered", [] if file is None else file.answered)[0]
         if answered:
             _log.info("%d of %d prompts are answered already.", len(answered), len(texts))
-        engine.generate(
+        generate(
             [[tokenizer.bos_id, *tokenizer.encode(text)] for text in texts],
             **options,
             skip=frozenset(answered),

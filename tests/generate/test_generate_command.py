@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import shutil
 import signal
 import sys
@@ -340,3 +341,37 @@ def test_ctrl_c_stops_an_answer_and_sigterm_the_session(
         signal.signal(signal.SIGINT, before)
     assert status == 1 and "(stopped)" in err and "interrupted" in err
     assert out.startswith("beg\n") and out.count("beg\n") == 2
+
+
+def test_an_answer_is_held_to_a_regular_expression_or_a_schema(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = tmp_path / "asked.txt"
+    asked.write_text("Is it?\nIs it not?\n")
+    common = (f"--model={folder / 'plain'}", "--max_new_tokens=12")
+    status, out = ask(capsys, *common, f"--input_file={asked}", "--regex=(yes|no), [a-z]{2,5}")
+    assert status == 0
+    for one in json.loads(out):
+        assert re.fullmatch("(yes|no), [a-z]{2,5}", one["generated"]) and one["finish_reason"] == "constrained"
+    schema = tmp_path / "schema.json"
+    schema.write_text('{"type": "array", "items": {"enum": ["a", "b"]}, "minItems": 1, "maxItems": 2}')
+    status, out = ask(capsys, *common, "--prompt=x", f"--json_schema={schema}", "--method=sample")
+    assert status == 0
+    assert set(json.loads(json.loads(out)["generated"])) <= {"a", "b"}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--regex=a("], "unclosed group"),
+        (["--regex=a", "--method=beam"], "--method=beam"),
+        (["--regex=a", "--stop=b"], "--stop"),
+        (["--json_schema=/nowhere.json"], "/nowhere.json"),
+        (["--json_schema=/nowhere.json", "--regex=a"], "--json_schema"),
+    ],
+)
+def test_a_grammar_that_cannot_be_decoded_by_is_refused(
+    given: list[str], said: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, err = ask(capsys, f"--model={folder / 'plain'}", "--prompt=x", *given)
+    assert status == 2 and said in err
