@@ -48,6 +48,7 @@ def test_evaluate_in_two_processes_answers_what_one_answers_and_the_first_speaks
     assert "{" not in log(tmp_path / "two", 1) and "row/s" not in log(tmp_path / "two", 1)
 
 
+@pytest.mark.slow
 def test_processes_that_are_given_other_rows_or_settings_are_named(home: Path, tmp_path: Path) -> None:
     common = ["generate", f"--model={home / 'model'}", "--mesh=tensor=4", "--max_new_tokens=4"]
     port, base = free_port(), tmp_path / "run"
