@@ -1,10 +1,14 @@
 """Runs a model over the rows of a split, scores its answers and writes the report.
 
 --decode=template lets the model decide only what the task leaves open, so that no output is malformed; tasks of free
-text are answered greedily. greedy and sample write freely. loglikelihood, for tasks whose output is one label or one
-letter, sums the log-probabilities of each candidate output and takes the likeliest (accuracy_ll; per byte of the
-candidate: accuracy_ll_norm). lm-evaluation-harness scores its MedQA so, but the texts " A" to " D" behind "Answer:";
-here the letter is scored in the model's own template, with what that writes around it and without EOS.
+text are answered greedily. greedy, sample and beam write freely (the authors of Llama2-MedTuned: --decode=beam
+--max_new_tokens=512). loglikelihood, for tasks whose output is one label or one letter, sums the log-probabilities of
+each candidate output and takes the likeliest (accuracy_ll; per byte of the candidate: accuracy_ll_norm).
+lm-evaluation-harness scores its MedQA so, but the texts " A" to " D" behind "Answer:"; here the letter is scored in the
+model's own template, with what that writes around it and without EOS.
+
+--shots=K shows K solved rows of the train split before each row, the same ones for all rows of a source, balanced over
+its labels; fewer where they do not fit. So an untuned model is asked: --template=medtuned_train --shots=1.
 
 An interrupted run (exit status 75) continues where it was when the same command is given again.
 

@@ -3,13 +3,14 @@
 import json
 import os
 import signal
+from dataclasses import asdict
 
 import pytest
 from evaluate_oracle import result_bytes
 from evaluate_samples import NER, NLI, RELATION, perfect
 
+from medtune_jax.cli import arguments, main
 from medtune_jax.cli import evaluate as cli_evaluate
-from medtune_jax.cli import main
 from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import Interrupted, UserError
 from medtune_jax.evaluate.predictions import read_predictions
@@ -154,6 +155,10 @@ def test_the_legacy_protocol_scores_the_same_answers(tmp_path, data, oracle):
 
 
 def test_the_commands_choices_are_those_of_the_library():
+    flags = arguments.define(cli_evaluate)
+    assert {option: flags[option].default for option in cli_evaluate.OPTIONS} | {"method": flags["decode"].default} == (
+        asdict(Decoding())
+    )
     assert (cli_evaluate.DECODE, cli_evaluate.DRAFT) == (DECODE, DRAFT) and cli_evaluate.PROTOCOLS == PROTOCOLS
 
 
