@@ -36,8 +36,9 @@ class Decoding:
     """What decides a row's answer beside model, prompt and template. How rows are batched is no part of it.
 
     Attributes:
-      method: `template` decides only what the task leaves open, and answers free text greedily; `greedy`, `sample` and
-        `beam` write freely; `loglikelihood` takes the likeliest of the outputs that a one-label task allows.
+      method: `template` decides only what the task leaves open, within its grammar where it cannot list its outputs,
+        and answers free text greedily; `greedy`, `sample` and `beam` write freely; `loglikelihood` takes the likeliest
+        of the outputs that a one-label task allows.
       dtype: of weights and arithmetic, float32 or bfloat16; cache_dtype: of keys and values, None = dtype, or int8.
       max_positions: of prompt and answer together; None = the checkpoint's own.
       max_new_tokens: budget of free decoding; None = each task's own, or less where a row's longest well-formed output

@@ -4,8 +4,8 @@ A grammar is over bytes: any tokens whose bytes make up a text of the grammar ma
 tokenizer would give that text. (Template decoding allows the canonical ids alone; a grammar's texts cannot be listed.)
 
 A text is closed within its limit: where the limit is reached and the grammar permits no end, the last 1, 2, 4, ...
-tokens are taken back until a closing fits in their place (`_closing` finds it). So a limit that holds some text of the
-grammar gives one, whatever the model writes.
+tokens are taken back until a closing fits in their place (`_closing` finds it), in the end all of them, for the least
+text that was found beforehand. So a limit that holds that text gives one of the grammar, whatever the model writes.
 """
 
 from __future__ import annotations
@@ -58,8 +58,9 @@ class Vocabulary:
         self.words = -(-tokenizer.vocab_size // 32)
         self.pieces = tokenizer.pieces()
         self._executor: LLExecutor = LLExecutor()
-        self._inside = _Ids(tokenizer, self.pieces).encode
-        self._wrapped: Any = LLTokenizer(TokenizerWrapper(_Ids(tokenizer, self.pieces)))
+        ids = _Ids(tokenizer, self.pieces)
+        self._inside = ids.encode
+        self._wrapped: Any = LLTokenizer(TokenizerWrapper(ids))
         self._languages: dict[tuple[Grammar, str, str], Language] = {}
 
     def language(self, grammar: Grammar, before: str = "", after: str = "") -> Language:
@@ -72,6 +73,10 @@ class Vocabulary:
         if key not in self._languages:
             start, tail = self._compile(*key), self._inside(after)
             least = _closing(self, start, tail, _LONGEST_CLOSING)
+            if least is not None:
+                usual = self._inside(self.text(least))  # longer pieces than a search by first bytes takes
+                if 0 < len(usual) < len(least) and start.validate_tokens(usual) == len(usual):
+                    least = usual
             self._languages[key] = Language(start, tail, least, _forced(start))
         return self._languages[key]
 
