@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from medtune_jax.generate.cache import Cache, Stored, write
+from medtune_jax.generate.cache import Cache, Stored, heads_first, write
 from medtune_jax.generate.decode import through, vocabulary_logits
 from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attend_visible
@@ -194,7 +194,8 @@ def _forward(
     def run(layer_weights: Params, x_BnD: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
         def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Stored, Stored]]:
             now = write(keys, k, place_Bn), write(values, v, place_Bn)
-            return attend_visible(q, now[0].values, now[1].values, visible_BnT, now[0].scale, now[1].scale), now
+            read_k, read_v = map(heads_first, now)
+            return attend_visible(q, read_k.values, read_v.values, visible_BnT, read_k.scale, read_v.scale), now
 
         x_BnD, (new_keys, new_values) = layer(x_BnD, layer_weights, config, rope, attend)
         return x_BnD, new_keys, new_values

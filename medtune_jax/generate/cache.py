@@ -4,6 +4,10 @@ int8 storage is symmetric, with one float32 scale per token and key-value head, 
 value = int8 * scale, scale = max |value| / 127 over the head's width. Attention multiplies scores and weights by the
 scales instead of restoring keys and values (model/attention.py), so no dequantised copy of the cache is ever whole.
 
+Functions speak of [B, K, T, E], in whose order the batched products of attention read without a transpose. A TPU stores
+[B, T, K, E] (`heads_first` turns it): there a token is one slice to write, and of the other order the compiler would
+make a turned copy of the whole cache before a loop and after it.
+
 Dimensions: B slots, K key-value heads, T positions, E width of a head, N new tokens, R slots of one call.
 """
 
@@ -22,7 +26,7 @@ _LARGEST = 127  # of int8, symmetric
 
 
 class Stored(NamedTuple):
-    """Keys or values of one layer.
+    """Keys or values of one layer, in the order in which this backend stores them.
 
     Attributes:
       values: [B, K, T, E], floating point or int8.
@@ -34,14 +38,23 @@ class Stored(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values, one [B, K, T, E] per layer: the batched products of attention read it without a transpose."""
+    """Keys and values of every layer."""
 
     k: tuple[Stored, ...]
     v: tuple[Stored, ...]
 
     @property
     def length(self) -> int:
-        return int(self.k[0].values.shape[2])
+        return int(self.k[0].values.shape[1 if _tokens_first() else 2])
+
+
+def _tokens_first() -> bool:
+    return jax.default_backend() == "tpu"
+
+
+def heads_first(stored: Stored) -> Stored:
+    """Returns keys or values as [B, K, T, E] of what is stored, and what is stored of such."""
+    return stored._replace(values=jnp.swapaxes(stored.values, 1, 2)) if _tokens_first() else stored
 
 
 def stored_dtype(dtype: Any) -> Any:
@@ -59,7 +72,7 @@ def empty_cache(config: LlamaConfig, batch: int, length: int, dtype: Any) -> Cac
 
     def blank() -> Stored:
         scale = jnp.zeros(shape[:3], jnp.float32) if dtype == jnp.int8 else None
-        return _shard(Stored(jnp.zeros(shape, dtype), scale))
+        return _store(Stored(jnp.zeros(shape, dtype), scale))
 
     return Cache(*(tuple(blank() for _ in range(config.num_layers)) for _ in range(2)))
 
@@ -83,10 +96,15 @@ def write(full: Stored, new_BNKE: jax.Array, positions_BN: jax.Array) -> Stored:
     """Returns the cache of a layer with new tokens of every slot; positions beyond its end are dropped."""
     rows_B1 = jnp.arange(new_BNKE.shape[0])[:, None]
     new_BNKE, scale_BNK = _as_stored(new_BNKE, full)
-    values = full.values.at[rows_B1, :, positions_BN].set(new_BNKE)
-    if full.scale is None:
-        return _shard(Stored(values))
-    return _shard(Stored(values, full.scale.at[rows_B1, :, positions_BN].set(scale_BNK)))
+    values, scale = heads_first(full)
+    values = values.at[rows_B1, :, positions_BN].set(new_BNKE)
+    if scale is None or scale_BNK is None:
+        return _store(Stored(values))
+    if positions_BN.shape[1] > 1:
+        return _store(Stored(values, scale.at[rows_B1, :, positions_BN].set(scale_BNK)))
+    # All scales are small beside the values; of a scatter a TPU would pad each to 128 lanes, 32 times its size.
+    here_B1T = jnp.arange(scale.shape[2]) == positions_BN[:, :, None]
+    return _store(Stored(values, jnp.where(here_B1T, scale_BNK[:, 0, :, None], scale)))
 
 
 @partial(jax.jit, donate_argnames=("full",))
@@ -99,7 +117,7 @@ def fill(full: Stored, new_RSKE: jax.Array, slots_R: jax.Array) -> Stored:
 
 def copy_in(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
     """Returns the cache of a layer with what is stored in `part` at the beginning of some slots."""
-    return _put(full, part, slots_R)
+    return _put(full, heads_first(part), slots_R)
 
 
 def copy_out(full: Stored, slots_R: jax.Array, length: int) -> Stored:
@@ -113,16 +131,16 @@ def _resize(full: Stored, *, length: int) -> Stored:
 
 
 def _cut(full: Stored, length: int) -> Stored:
-    extra = max(0, length - full.values.shape[2])
-
     def cut(x: jax.Array) -> jax.Array:
+        extra = max(0, length - x.shape[2])
         return jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), *((0, 0),) * (x.ndim - 3)))
 
-    return _shard(jax.tree.map(cut, full))
+    return _store(jax.tree.map(cut, heads_first(full)))
 
 
 def _put(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
-    return _shard(jax.tree.map(lambda x, new: x.at[slots_R, :, : new.shape[2]].set(new), full, part))
+    """Returns the cache of a layer with `part`, heads first, at the beginning of some slots."""
+    return _store(jax.tree.map(lambda x, new: x.at[slots_R, :, : new.shape[2]].set(new), heads_first(full), part))
 
 
 def _as_stored(new_BNKE: jax.Array, full: Stored) -> tuple[jax.Array, jax.Array | None]:
@@ -135,6 +153,9 @@ def _as_stored(new_BNKE: jax.Array, full: Stored) -> tuple[jax.Array, jax.Array 
     return jnp.round(steps_BNKE).astype(jnp.int8), scale_BNK
 
 
-def _shard(stored: Stored) -> Stored:
-    """Under a mesh: slots over the batch axes, key-value heads over `tensor`, each where it divides."""
-    return jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", *(None,) * (x.ndim - 2)), stored)
+def _store(stored: Stored) -> Stored:
+    """Returns what is stored of keys or values with heads first.
+
+    Under a mesh: slots over the batch axes, key-value heads over `tensor`, each where it divides.
+    """
+    return heads_first(jax.tree.map(lambda x: constrain(x, "batch", "kv_heads", *(None,) * (x.ndim - 2)), stored))

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtune_jax.generate.cache import Cache, Stored, copy_in, copy_out, fill, write
+from medtune_jax.generate.cache import Cache, Stored, copy_in, copy_out, fill, heads_first, write
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attention as attend_segments
@@ -314,7 +314,8 @@ def _cached_layer(
 
     def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Stored, Stored]]:
         new_keys, new_values = write(keys, k, positions_BN), write(values, v, positions_BN)
-        return cached_attention(q, *new_keys, *new_values, positions_BN), (new_keys, new_values)
+        read = (*heads_first(new_keys), *heads_first(new_values))
+        return cached_attention(q, *read, positions_BN), (new_keys, new_values)
 
     x_BND, (keys, values) = layer(x_BND, layer_weights, config, rope, attend)
     return x_BND, keys, values

@@ -19,6 +19,7 @@ _SMALLEST_BLOCK = 64  # query rows whose scores are held at once; also the grain
 _CACHED_BLOCK = 32  # the same of queries against a cache
 _MOST_BLOCKS = 16  # bounds what is unrolled into the program
 _CONVERTED_PARTS = 8  # of an int8 cache, converted one after another
+_TPU_ROWS = 8  # queries of a key-value head that a TPU's matrix unit takes at least
 _MASKED = -1e30  # finite, so that a fully masked (padding) row gives finite values and gradients
 
 
@@ -111,15 +112,22 @@ def attend_visible(
     kv_heads = k_BKTE.shape[1]
     groups = heads // kv_heads
     q_BKGSE = (q_BSHE * width**-0.5).reshape(batch, queries, kv_heads, groups, width).transpose(0, 2, 3, 1, 4)
-    q_BKsE = q_BKGSE.reshape(batch, kv_heads, groups * queries, width)  # the queries of a group share their keys
+    rows = groups * queries  # the queries of a group share their keys
+    q_BKsE = q_BKGSE.reshape(batch, kv_heads, rows, width)
+    visible_BsT = jnp.tile(visible_BST, (1, groups, 1))
+    if jax.default_backend() == "tpu" and rows < _TPU_ROWS:
+        # Fewer rows are no matrix product to its compiler but elementwise ones, with scores padded to 32 times their
+        # size: a step of decoding takes it five times as long (its own estimate; bfloat16, 1,024 positions).
+        q_BKsE, visible_BsT = (
+            jnp.pad(x, [(0, 0)] * (x.ndim - 2) + [(0, _TPU_ROWS - rows), (0, 0)]) for x in (q_BKsE, visible_BsT)
+        )
     scores_BKsT = _scores(q_BKsE, k_BKTE, k_scale_BKT)
-    visible_BKsT = jnp.tile(visible_BST, (1, groups, 1))[:, None]
-    scores_BKsT = jnp.where(visible_BKsT, scores_BKsT, _MASKED)
+    scores_BKsT = jnp.where(visible_BsT[:, None], scores_BKsT, _MASKED)
     highest_BKs1 = jax.lax.stop_gradient(scores_BKsT.max(axis=-1, keepdims=True))
     weights_BKsT = jnp.exp(scores_BKsT - highest_BKs1)
     totals_BKs1 = weights_BKsT.sum(axis=-1, keepdims=True)
     o_BKsE = _weighted(weights_BKsT, v_BKTE, v_scale_BKT, q_BSHE.dtype)
-    o_BKGSE = (o_BKsE / totals_BKs1).reshape(batch, kv_heads, groups, queries, width)
+    o_BKGSE = (o_BKsE / totals_BKs1)[:, :, :rows].reshape(batch, kv_heads, groups, queries, width)
     return o_BKGSE.transpose(0, 3, 1, 2, 4).reshape(q_BSHE.shape).astype(q_BSHE.dtype)
 
 
