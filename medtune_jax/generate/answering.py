@@ -5,8 +5,10 @@ Evaluation answers a split this way, and so does training with the samples of it
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from medtune_jax.data.prompts import Template
@@ -163,11 +165,11 @@ def answer_rows(
     def requests(indices: Sequence[int]) -> list[TemplateRequest]:
         return [request_of(rows[index], numbers[index], prefaces[index]) for index in indices]
 
-    def prompt(index: int) -> list[int]:
+    def prompt(index: int) -> array[int]:  # 4 bytes a token, where a list has 40
         from medtune_jax.data.encode import encode_prompt
 
         row = rows[index]
-        return encode_prompt(engine.tokenizer, template, row.instruction, row.input, prefaces[index])
+        return array("i", encode_prompt(engine.tokenizer, template, row.instruction, row.input, prefaces[index]))
 
     if answered := of(lambda way: way.method == "grammar"):
         found, told = answered
@@ -217,12 +219,17 @@ def _cutting(on_done: OnDone, stop: Sequence[str]) -> OnDone:
 
 
 def request_of(row: Question, number: int, preface: str) -> TemplateRequest:
-    """Returns what the engine is asked of a row whose outputs are known."""
+    """Returns what the engine is asked of a row whose outputs are known; it holds none of them."""
     from medtune_jax.generate.engine import TemplateRequest
 
-    allowed: Allowed | None = get_source(row.source).task.allowed(row.input)
+    name = f"{row.source}, row {number}"
+    return TemplateRequest(row.instruction, row.input, partial(_allowed, row), name=name, preface=preface)
+
+
+def _allowed(row: Question) -> Allowed:
+    allowed = get_source(row.source).task.allowed(row.input)
     assert allowed is not None, "only rows whose outputs are known are answered so"
-    return TemplateRequest(row.instruction, row.input, allowed, name=f"{row.source}, row {number}", preface=preface)
+    return allowed
 
 
 def _by_grammar(row: Question, prompt: Sequence[int], budget: int, number: int) -> GrammarRequest:

@@ -141,7 +141,8 @@ def beginnings(spans: np.ndarray) -> dict[int, int]:
     Where a character has several byte tokens only the first one begins there.
     """
     fresh = np.flatnonzero(spans[1:, 0] >= spans[:-1, 1]) + 1
-    return {int(spans[i, 0]): int(i) for i in fresh[::-1]}
+    fresh = fresh[::-1]  # of several the first counts
+    return dict(zip(spans[fresh, 0].tolist(), fresh.tolist(), strict=True))
 
 
 def read_pieces(

@@ -7,6 +7,7 @@ compilation each. The ways of answering are modules of their own; core.py names 
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Collection, Sequence
 from typing import Any, Literal
 
@@ -148,7 +149,9 @@ class Engine:
         Args:
           Others, what is returned and what is raised, as in `generate`.
         """
-        prompts = [encode_prompt(self.tokenizer, template, r.instruction, r.input, r.preface) for r in requests]
+        prompts = [
+            array("i", encode_prompt(self.tokenizer, template, r.instruction, r.input, r.preface)) for r in requests
+        ]
         limits = [max_new_tokens] * len(prompts) if isinstance(max_new_tokens, int) else list(max_new_tokens)
         results = Results(len(prompts), skip, on_done)
         with self._core.context(), results:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from medtune_jax.tasks.base import Allowed
 
 _MOST_COMBINATIONS = 4096  # of options within one piece; only texts that cannot be cut come near
 _KEPT = 64  # sets of allowed outputs whose pieces are remembered
+_KNOWN = 1 << 16  # forced texts whose cuts are remembered: in a corpus, words and the like
 _BROKEN = "\ufffd"  # what part of a character's bytes decodes to
 
 
@@ -62,6 +64,7 @@ class Planner:
         self._template = template
         self._inseparable = _neighbours(tokenizer)
         self._ending = _ending(template)
+        self._separable = lru_cache(_KNOWN)(self._find_separable)
         self._read: dict[Allowed, _Read] = {}
 
     def plan(self, request: TemplateRequest) -> Row:
@@ -71,13 +74,14 @@ class Planner:
           UserError: slots that cannot be parted have too many combinations.
           ValueError: `follows` permits no output at all.
         """
-        read = self._read.pop(request.allowed, None)
+        allowed = request.allowed
+        read = self._read.pop(allowed, None)
         if read is not None:
-            self._read[request.allowed] = read  # now the last to be forgotten
+            self._read[allowed] = read  # now the last to be forgotten
             row = self._again(request, read)
             if row is not None:
                 return row
-        return self._anew(request)
+        return self._anew(request, allowed)
 
     def _again(self, request: TemplateRequest, read: _Read) -> Row | None:
         """Plans a row whose outputs have been read with another; None where its encoding ends otherwise."""
@@ -88,8 +92,8 @@ class Planner:
             return None
         return Row([self._tokenizer.bos_id, *ids[: cut + read.shared].tolist()], read.pieces, read.longest)
 
-    def _anew(self, request: TemplateRequest) -> Row:
-        allowed, tokenizer, template = request.allowed, self._tokenizer, self._template
+    def _anew(self, request: TemplateRequest, allowed: Allowed) -> Row:
+        tokenizer, template = self._tokenizer, self._template
         viable = cutting.viable_options(allowed)
         before, between = cutting.forced_texts(allowed)
         ends = cutting.ending_options(allowed, viable, between)
@@ -100,18 +104,21 @@ class Planner:
         ]
         places = [self._places(allowed, viable, between, ends, cut) for cut in range(len(between))]
         prompt = request.prompt(template)
-        prompt_ids = tokenizer.encode(prompt)
         joined = {cut for cut, found in enumerate(places) if not found}
         while True:
             cuts = [cut for cut in range(len(between)) if cut not in joined]
             edges = [0, *(cut + 1 for cut in cuts), len(viable)]
-            pieces = [_combinations(request, viable[first:last]) for first, last in itertools.pairwise(edges)]
+            pieces = [
+                _combinations(request.name, allowed, viable[first:last]) for first, last in itertools.pairwise(edges)
+            ]
             coverings = (
                 cutting.permitted_coverings(allowed, pieces) if any(ends[:-1]) else cutting.mixed_coverings(pieces)
             )
             outputs = [allowed.text(tuple(itertools.chain(*one))) for one in coverings]
-            encoded = tokenizer.encode_batch_with_offsets([prompt + template.completion(output) for output in outputs])
-            spans = [spans for _, spans in encoded]
+            (alone, _), *encoded = tokenizer.encode_batch_with_offsets(
+                [prompt, *(prompt + template.completion(output) for output in outputs)]
+            )
+            prompt_ids, spans = alone.tolist(), [spans for _, spans in encoded]
             shared = min(common_prefix(prompt_ids, ids.tolist()) for ids, _ in encoded)
             start = len(prompt) + template.output_at + len(before)
             at, failed = cutting.place_cuts(coverings, between, ends, {cut: places[cut] for cut in cuts}, spans, start)
@@ -162,7 +169,7 @@ class Planner:
         pairs = cutting.neighbours(allowed, viable[cut], viable[cut + 1], ends[cut])
         return [] if pairs is None or any(self._spans(*pair) for pair in pairs) else [0]
 
-    def _separable(self, text: str) -> list[int]:
+    def _find_separable(self, text: str) -> list[int]:
         """Returns the offsets inside a text at which no token can span.
 
         First behind line breaks and before spaces, where tokenizers split words anyway; then from the middle outwards.
@@ -202,14 +209,14 @@ def _piece(
     return Piece(allowed, tuple(options), tuple(tokens[combination] for combination in options))
 
 
-def _combinations(request: TemplateRequest, options: Sequence[tuple[str, ...]]) -> list[Combination]:
+def _combinations(name: str, allowed: Allowed, options: Sequence[tuple[str, ...]]) -> list[Combination]:
     """Returns the permitted combinations of the slots of one piece."""
     found: list[Combination] = [()]
     for slot in options:
-        found = [(*c, o) for c in found for o in slot if not c or request.allowed.permits(c[-1], o)]
+        found = [(*c, o) for c in found for o in slot if not c or allowed.permits(c[-1], o)]
         if len(found) > _MOST_COMBINATIONS:
             raise UserError(
-                f"Template decoding of {request.name}: this tokenizer merges text across {len(options)} "
+                f"Template decoding of {name}: this tokenizer merges text across {len(options)} "
                 f"neighbouring decisions with over {_MOST_COMBINATIONS} combinations. Use --decode=greedy, or a "
                 "tokenizer that splits lines."
             )

@@ -19,7 +19,7 @@ the concatenation of small ones.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -40,16 +40,22 @@ class TemplateRequest:
     """One row to be decoded by template.
 
     Attributes:
-      instruction, input: the row's; allowed: its task's `allowed(input)`.
+      instruction, input: the row's.
+      outputs: its task's `allowed(input)`, or what finds it when it is asked for: many rows should not hold theirs.
       name: of the row, for errors.
       preface: what stands before the row's prompt: demonstrations.
     """
 
     instruction: str
     input: str
-    allowed: Allowed
+    outputs: Allowed | Callable[[], Allowed]
     name: str = "a row"
     preface: str = ""
+
+    @property
+    def allowed(self) -> Allowed:
+        """The outputs that are permitted."""
+        return self.outputs if isinstance(self.outputs, Allowed) else self.outputs()
 
     def prompt(self, template: Template) -> str:
         """Returns all that the model is given."""

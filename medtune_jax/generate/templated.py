@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
+from threading import Event
 
 import numpy as np
 
 from medtune_jax.data.prompts import Template
 from medtune_jax.generate import decode
-from medtune_jax.generate.core import Core
+from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
 from medtune_jax.generate.slots import Slots, round_up
 from medtune_jax.generate.template import Row, TemplateRequest
 
-PLANNED = 256  # rows planned and sorted by true length at a time: the group of core.py
+Planned = list[tuple[int, Row]]  # rows with their indices
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,7 +26,6 @@ class _Templated:
     """A row under template decoding."""
 
     index: int
-    request: TemplateRequest
     row: Row
 
     @property
@@ -36,22 +38,44 @@ class _Templated:
 
     def answer(self) -> Generation:
         options, tokens = self.row.options, tuple(self.row.tokens[:-1])
-        text, decisions = self.request.allowed.text(options), sum(option != "" for option in options)
+        text, decisions = self.row.pieces[0].allowed.text(options), sum(option != "" for option in options)
         return Generation(tokens, text, "constrained", self.row.passes, decisions)
+
+
+@dataclass(frozen=True)
+class _Unplanned:
+    """A row before it is planned; need: characters of its prompt, and of its input again, which many outputs echo."""
+
+    index: int
+    need: int
 
 
 def planned(
     core: Core, requests: Sequence[TemplateRequest], template: Template, skip: Collection[int] = ()
-) -> Iterator[list[tuple[int, Row]]]:
+) -> Generator[Planned, None, None]:
     """Yields the planned rows with their indices in groups, about longest first; groups of which every row is skipped
-    are left out."""
-    planner = Planner(core.tokenizer, template)
-    size = [len(r.prompt(template)) + len(r.input) for r in requests]
-    order = sorted(range(len(requests)), key=lambda index: -size[index])
-    for start in range(0, len(order), PLANNED):
-        group = order[start : start + PLANNED]
-        if not all(index in skip for index in group):
-            yield [(index, planner.plan(requests[index])) for index in group]
+    are left out.
+
+    The next group is planned in a thread while the caller works on this one; no more are held. The thread ends with the
+    generator, which is therefore to be closed.
+    """
+    planner, closed = Planner(core.tokenizer, template), Event()
+    rows = [_Unplanned(i, len(r.preface) + len(r.instruction) + 2 * len(r.input)) for i, r in enumerate(requests)]
+
+    def plan(group: Sequence[_Unplanned]) -> Planned:
+        return [(one.index, planner.plan(requests[one.index])) for one in group if not closed.is_set()]
+
+    with ThreadPoolExecutor(1, "planning") as thread:
+        try:
+            ahead: Future[Planned] | None = None
+            for group in groups(rows, 1, skip):  # the least group: planned rows take memory
+                ahead, ready = thread.submit(plan, group), ahead
+                if ready is not None:
+                    yield ready.result()
+            if ahead is not None:
+                yield ahead.result()
+        finally:
+            closed.set()
 
 
 def decode_template(
@@ -63,13 +87,15 @@ def decode_template(
     results: Results,
 ) -> None:
     """Answers requests by template (`Engine.decode_template`)."""
-    for found in planned(core, requests, template, skip):
-        group = sorted((_Templated(index, requests[index], row) for index, row in found), key=lambda one: -one.need)
-        fitting = [one for one in group if one.need <= core.config.max_positions]
-        for one in group[: len(group) - len(fitting)]:
-            results.add(one.index, PROMPT_TOO_LONG)
-        if fitting:
-            _decode(core, fitting, core.batch_size(fitting, batch_size, most=decode.most_drafts()), results)
+    with closing(planned(core, requests, template, skip)) as groups_planned:
+        for found in groups_planned:
+            group = sorted((_Templated(index, row) for index, row in found), key=lambda one: -one.need)
+            fitting = [one for one in group if one.need <= core.config.max_positions]
+            for one in group[: len(group) - len(fitting)]:
+                results.add(one.index, PROMPT_TOO_LONG)
+            if fitting:
+                size = core.batch_size(fitting, batch_size, most=decode.most_drafts())
+                _decode(core, fitting, size, results)
 
 
 def _decode(core: Core, group: Sequence[_Templated], batch_size: int, results: Results) -> None:

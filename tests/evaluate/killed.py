@@ -16,7 +16,7 @@ from typing import Any
 
 from medtune_jax.cli import main
 from medtune_jax.evaluate import predictions, run
-from medtune_jax.generate import core, engine, templated  # noqa: F401 - imported once, before the forks
+from medtune_jax.generate import core, engine  # noqa: F401 - imported once, before the forks
 from medtune_jax.train import load  # noqa: F401
 
 
@@ -95,7 +95,7 @@ def _child(argv: list[str], moment: list[Any] | None, number: int) -> None:
     sys.argv = ["medtune", *argv]
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     # Few rows shall make several groups, and several appends.
-    core._LEAST_GROUP, core._BATCHES, templated.PLANNED = 8, 1, 8
+    core._LEAST_GROUP, core._BATCHES = 8, 1
     predictions.FLUSH_ROWS = 3
     if moment is not None:
         MOMENTS[moment[0]](moment[1], lambda: os.kill(os.getpid(), number))
