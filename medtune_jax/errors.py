@@ -1,4 +1,4 @@
-"""The two ways a verb stops early on purpose; cli/main.py turns them into exit statuses."""
+"""The ways in which a verb stops early on purpose; cli/main.py turns them into exit statuses."""
 
 import difflib
 from collections.abc import Iterable
@@ -15,6 +15,10 @@ class UserError(Exception):
 
 class Interrupted(Exception):
     """The work was stopped by SIGTERM, Ctrl-C or preemption after its state was saved (exit 75)."""
+
+
+class Stopped(KeyboardInterrupt):
+    """The work was stopped by SIGTERM or Ctrl-C, and nothing of it is kept that could be continued (exit 1)."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

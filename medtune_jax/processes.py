@@ -30,7 +30,7 @@ from typing import Any, NamedTuple, NoReturn
 import jax
 from jax._src import distributed  # its client has no public name
 
-from medtune_jax.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, UserError
+from medtune_jax.errors import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USER_ERROR, Interrupted, Stopped, UserError
 from medtune_jax.launchers import connected_pod, launcher, not_found, owns_visible_gpus, placed
 
 TIMEOUT = 60  # seconds
@@ -220,7 +220,8 @@ class _Watch:
         if isinstance(error, UserError):
             note = Note(EXIT_USER_ERROR, str(error), [])
         elif isinstance(error, Interrupted | KeyboardInterrupt):
-            note = Note(EXIT_INTERRUPTED, f"interrupted. {error}".rstrip(), [])
+            status = EXIT_FAILURE if isinstance(error, Stopped) else EXIT_INTERRUPTED
+            note = Note(status, f"interrupted. {error}".rstrip(), [])
         else:
             if isinstance(error, jax.errors.JaxRuntimeError) and "RESOURCE_EXHAUSTED" not in str(error):
                 self._noted.wait(self._timeout)  # a collective that failed: the watch will tell who is lost

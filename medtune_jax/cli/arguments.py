@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import textwrap
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -14,6 +15,7 @@ from medtune_jax.cli import experiments
 from medtune_jax.config import Config
 from medtune_jax.errors import UserError
 
+_AS_WRITTEN: Any = {"subsequent_indent": " " * 6, "break_long_words": False, "break_on_hyphens": False}
 HELP = ("--help", "-h", "-help", "--helpfull")
 
 
@@ -112,7 +114,8 @@ def verb_help(module: ModuleType, verb: str, example: str) -> str:
         flag = flags[name]
         value = "" if flag.boolean else "=VALUE"
         shown = "" if flag.default in (None, "", [], False) else f" (default: {flag.default_as_str})"
-        lines += [f"  --{name}{value}", f"      {' '.join(flag.help.split())}{shown}"]
+        lines.append(f"  --{name}{value}")
+        lines += textwrap.wrap(f"{' '.join(flag.help.split())}{shown}", 120, initial_indent=" " * 6, **_AS_WRITTEN)
     if getattr(module, "TAKES_CONFIG", False):
         lines += ["", f"Experiments: {', '.join(experiments.names())}", "", "Overrides, with their defaults:"]
         lines += [

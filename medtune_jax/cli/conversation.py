@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import io
+import itertools
 import signal
 import sys
 import threading
@@ -10,6 +12,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TextIO
 
+from medtune_jax.cli.main import reader_may_leave
 from medtune_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
@@ -51,8 +54,9 @@ def converse(
       KeyboardInterrupt: SIGTERM came.
     """
     results: list[dict[str, Any]] = []
-    with _noticing_sigterm() as terminated:
-        for turn, line in enumerate(_lines(terminated)):
+    turns = itertools.count()
+    with _noticing_sigterm() as terminated, reader_may_leave(out):
+        for line in _lines(terminated):
             prompt = line.strip()
             if not prompt:
                 continue
@@ -74,7 +78,11 @@ def converse(
                 print(text, end="", file=out, flush=True)
 
             try:
-                generation = answer(asked.tokens, turn=turn, on_text=write)
+                generation = answer(asked.tokens, turn=next(turns), on_text=write)
+            except UserError as error:  # such as a cache that has no room for so long a history
+                print(end="\n" if written else "", file=out, flush=True)
+                _tell(str(error))
+                continue
             except KeyboardInterrupt:
                 print(file=out, flush=True)
                 if terminated.is_set():
@@ -108,6 +116,8 @@ def _command(line: str, conversation: Conversation) -> bool:
 
 def _lines(terminated: threading.Event) -> Iterator[str]:
     """Yields the lines of stdin; on a terminal with a prompt, line editing, and this session's lines to go back to."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # bytes that are no UTF-8 cost a letter, not the session
     if not sys.stdin.isatty():
         yield from sys.stdin
         return

@@ -12,12 +12,6 @@ its labels; fewer where they do not fit. So an untuned model is asked: --templat
 
 An interrupted run (exit status 75) continues where it was when the same command is given again.
 
---mesh says how devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by
-and rows over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight into their
-shards: neither a device nor the host holds the whole of what is split. Each device holds its share of the weights, 4
-bytes a parameter or 2 with --dtype=bfloat16, while loading one kind of them twice (of a run, in its float32), and its
-share of the cache, which --cache_dtype and --cache_gib make smaller.
-
 On several machines the same command runs on each, as `medtune train --help` says, with the same model and rows. The
 first alone writes --out and speaks; SIGTERM to any, or the death of one, ends all with 75.
 """
@@ -30,7 +24,7 @@ from typing import Any
 from absl import flags as absl_flags
 
 from medtune_jax.cli.arguments import refuse_given
-from medtune_jax.cli.several import define_process_flags, joined_as, sigterm_as_ctrl_c
+from medtune_jax.cli.several import define_mesh_flag, define_process_flags, joined_as, sigterm_as_ctrl_c
 from medtune_jax.errors import UserError
 
 SUMMARY = "run a model over held-out rows, score it and write the report"
@@ -79,7 +73,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     absl_flags.DEFINE_bool(
         "show_credentialed", False, "Show texts of credentialed sources in the reports.", flag_values=flags
     )
-    text("mesh", "auto", "Devices: auto, none (one), or as data=2,tensor=4.", flag_values=flags)
+    define_mesh_flag(flags)
     define_process_flags(flags)
 
 
@@ -136,6 +130,8 @@ def run(flags: absl_flags.FlagValues) -> dict[str, Any] | None:
 
     if flags.out:
         refuse_object_store(flags.out, "--out")
+    if flags.template is None:
+        refuse_given(flags, ["force_template"], "the model's own template", "--template=NAME")
     if not flags.shots:
         refuse_given(flags, ["shot_seed"], "--shots=0", "--shots=1 or more")
     if flags.decode != "template":

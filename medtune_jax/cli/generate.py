@@ -7,7 +7,7 @@ is an object with "prompt" and optionally its own "instruction".
 
 --out=FILE.jsonl keeps the answers to a file as they come. Stopped by Ctrl-C or SIGTERM it exits with 75; the same
 command again asks what is missing and ends with the bytes of an undisturbed run. Without --out what is answered by then
-is printed. A prompt that is too long for the model has the finish_reason prompt_too_long.
+is printed, and the exit status is 1. A prompt that is too long for the model has the finish_reason prompt_too_long.
 
 --interactive reads prompts from stdin, line by line, and writes each answer as it comes. Earlier turns stand before the
 new prompt, each as a whole text of the template; the oldest are forgotten, and that is told, when the context is full.
@@ -21,19 +21,14 @@ prompt.
 matched by the whole answer, and an answer that reaches --max_new_tokens is closed within it. Where so few tokens hold
 no such text, the answer is empty and its finish_reason is length.
 
---mesh says how devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by
-and prompts over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight into their
-shards: neither a device nor the host holds the whole of what is split. Each device holds its share of the weights, 4
-bytes a parameter or 2 with --dtype=bfloat16, while loading one kind of them twice (of a run, in its float32), and its
-share of the cache, which --cache_dtype and --cache_gib make smaller.
-
 On several machines the same command runs on each, as `medtune train --help` says; the first writes and speaks.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,8 +37,8 @@ from absl import flags as absl_flags
 
 from medtune_jax.cli.arguments import refuse_given
 from medtune_jax.cli.prompts import Asked, answer_prompts, read_prompts
-from medtune_jax.cli.several import define_process_flags, joined_as, sigterm_as_ctrl_c
-from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.cli.several import define_mesh_flag, define_process_flags, joined_as, sigterm_as_ctrl_c
+from medtune_jax.errors import Interrupted, Stopped, UserError
 
 if TYPE_CHECKING:
     from medtune_jax.data.prompts import Template
@@ -95,11 +90,21 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
     number("n_best", 1, "Of --method=beam: so many answers with their scores.", flag_values=flags)
     choice("draft", "none", ["none", "prompt"], "Of --method=greedy: what is proposed and verified.", flag_values=flags)
     number(
-        "batch_size", None, "Of --input_file: prompts answered at once; as many as fit without it.", flag_values=flags
+        "batch_size",
+        None,
+        "Of --input_file: prompts answered at once; as many as fit without it.",
+        lower_bound=1,
+        flag_values=flags,
     )
     choice("dtype", "float32", ["float32", "bfloat16"], "Type of weights and arithmetic.", flag_values=flags)
     choice("cache_dtype", None, ["int8"], "Type of the cached keys and values; --dtype without it.", flag_values=flags)
-    real("cache_gib", None, "GiB that the cache may take on each device; what is free without it.", flag_values=flags)
+    real(
+        "cache_gib",
+        None,
+        "GiB that the cache may take on each device; what is free without it.",
+        lower_bound=0,
+        flag_values=flags,
+    )
     number(
         "max_positions",
         None,
@@ -107,7 +112,7 @@ def define_flags(flags: absl_flags.FlagValues) -> None:
         lower_bound=2,
         flag_values=flags,
     )
-    text("mesh", "auto", "Devices: auto, none (one), or as data=2,tensor=4.", flag_values=flags)
+    define_mesh_flag(flags)
     define_process_flags(flags)
 
 
@@ -117,11 +122,12 @@ def run(flags: absl_flags.FlagValues) -> Result | list[Result] | None:
     With --n_best also "alternatives", [{"generated", "score"}]; with --draft also "passes", "drafted" and "accepted".
     None where nothing is left to be printed: in a process that does not speak, and after a session without --json.
     """
-    _refuse_without_effect(flags)
-    asked = [] if flags.interactive else read_prompts(flags.prompt, flags.input_file, flags.instruction)
-    method = _method(flags)
-    with joined_as("medtune generate", flags), sigterm_as_ctrl_c():
-        return _run(flags, asked, method)
+    with _stoppable(flags):
+        _refuse_without_effect(flags)
+        asked = [] if flags.interactive else read_prompts(flags.prompt, flags.input_file, flags.instruction)
+        method = _method(flags)
+        with joined_as("medtune generate", flags), sigterm_as_ctrl_c(), _stoppable(flags):
+            return _run(flags, asked, method)
 
 
 def human(result: Result | list[Result]) -> str:
@@ -131,6 +137,19 @@ def human(result: Result | list[Result]) -> str:
     if "alternatives" in result:
         return "\n".join(f"{one['score']:.4f}  {one['generated']}" for one in result["alternatives"])
     return str(result["generated"])
+
+
+@contextmanager
+def _stoppable(flags: absl_flags.FlagValues) -> Iterator[None]:
+    """Says of a KeyboardInterrupt, which SIGTERM is too, whether the same command continues what was begun."""
+    try:
+        yield
+    except Stopped:
+        raise
+    except KeyboardInterrupt:
+        if flags.out:
+            raise Interrupted("What is answered is kept. Give the same command again to continue.") from None
+        raise Stopped() from None
 
 
 def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
@@ -145,8 +164,6 @@ def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
         refuse_given(flags, ["draft"], where, "--method=greedy")
     if flags.method == "beam":
         refuse_given(flags, ["repetition_penalty", "stop"], where, "--method=greedy")
-    if flags.draft != "none":
-        refuse_given(flags, ["stop"], f"--draft={flags.draft}", "--draft=none")
     if flags.draft != "none" and flags.repetition_penalty != 1:
         raise UserError("--draft verifies plain greedy decoding: leave out --repetition_penalty, or --draft.")
     if flags.json_schema is not None or flags.regex is not None:
@@ -158,6 +175,8 @@ def _refuse_without_effect(flags: absl_flags.FlagValues) -> None:
             raise UserError(f"--{by} decodes by a grammar, which --{given[0]} does not go with: leave one of them out.")
     if flags.input_file is None:
         refuse_given(flags, OF_FILE, "--interactive" if flags.interactive else "--prompt", "--input_file")
+    if flags.template is None:
+        refuse_given(flags, ["force_template"], "the model's own template", "--template=NAME")
     if flags.n_best > 1 and flags.interactive and not flags.json:
         refuse_given(flags, ["n_best"], "a session, which shows one answer", "--json")
 
@@ -175,19 +194,30 @@ def _method(flags: absl_flags.FlagValues) -> Method | Beam:
 def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam) -> Result | list[Result] | None:
     import jax
 
+    from medtune_jax.train.saved.disk import one_writer_of_file, refuse_object_store
+
+    if flags.out:
+        refuse_object_store(flags.out, "--out")
+    if flags.interactive and jax.process_count() > 1:
+        raise UserError(f"--interactive talks with one process, and there are {jax.process_count()}: start one.")
+    grammar = _grammar(flags)
+    with one_writer_of_file(Path(flags.out), "--out") if flags.out else nullcontext():
+        return _answer(flags, asked, method, grammar)
+
+
+def _answer(
+    flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam, grammar: Grammar | None
+) -> Result | list[Result] | None:
     from medtune_jax.compilation_cache import use_compilation_cache
-    from medtune_jax.generate.conversation import render
+    from medtune_jax.generate.conversation import refuse_too_long, render
     from medtune_jax.generate.engine import Engine
     from medtune_jax.generate.placing import mesh_for
     from medtune_jax.processes import is_first
     from medtune_jax.train.agreement import program_and_weights, require_same
     from medtune_jax.train.load import load_model
 
-    if flags.interactive and jax.process_count() > 1:
-        raise UserError(f"--interactive talks with one process, and there are {jax.process_count()}: start one.")
-    grammar = _grammar(flags)
     use_compilation_cache()
-    settings = {"settings": [*_settings(flags), flags.batch_size, flags.cache_gib, flags.mesh]}
+    settings = {"settings": [*_settings(flags, grammar), flags.batch_size, flags.cache_gib, flags.mesh]}
     require_same({**settings, "prompts": asked, **program_and_weights(Path(flags.model))})
     loaded = load_model(
         flags.model,
@@ -222,12 +252,13 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
     texts = [render(template, prompt, instruction) for prompt, instruction in asked]
     if flags.prompt is not None:
         ids = [loaded.tokenizer.bos_id, *loaded.tokenizer.encode(texts[0])]
-        if len(ids) >= loaded.config.max_positions:
-            raise UserError(
-                f"--prompt has {len(ids)} tokens with its template; {flags.model} has {loaded.config.max_positions} "
-                "positions for prompt and answer together. Shorten it."
-            )
+        refuse_too_long("--prompt", len(ids), loaded.config.max_positions)
         answer = generate([ids], **options)[0]
+        if answer.finish_reason == "prompt_too_long":
+            raise UserError(
+                f"--prompt has {len(ids)} tokens with its template, and the {loaded.config.max_positions} positions of "
+                f"{flags.model} hold no answer of the grammar behind them. Shorten it."
+            )
         return _described(flags, flags.prompt, answer) if is_first() else None
     results, count = {}, len(asked)
 
@@ -242,17 +273,17 @@ def _run(flags: absl_flags.FlagValues, asked: list[Asked], method: Method | Beam
             done,
             generate=generate,
             out=flags.out,
-            identity=[loaded.sha256, loaded.tokenizer.sha256, *_settings(flags)],
+            identity=[loaded.sha256, loaded.tokenizer.sha256, *_settings(flags, grammar)],
             **options,
         )
     except KeyboardInterrupt:
         if flags.out:
-            raise Interrupted("What is answered is kept. Give the same command again to continue.") from None
+            raise
         from medtune_jax.cli.main import as_text, say
 
         if is_first():
             say(as_text(sys.modules[__name__], [results[index] for index in sorted(results)], as_json=flags.json))
-        raise Interrupted(
+        raise Stopped(
             f"{len(results):,} of {count:,} prompts are answered and printed. With --out=FILE.jsonl answers are kept, "
             "and the same command continues."
         ) from None
@@ -301,7 +332,7 @@ def _converse(
         engine.tokenizer, template, engine.config.max_positions, flags.max_new_tokens, flags.instruction
     )
 
-    streams = flags.method != "beam" and flags.draft == "none"
+    streams = flags.method != "beam"
 
     def answer(tokens: list[int], *, turn: int, on_text: Any) -> Generation:
         streamed: dict[str, Any] = {"on_text": lambda _, text: on_text(text)} if streams else {}
@@ -329,8 +360,8 @@ def _template(flags: absl_flags.FlagValues, own: str | None) -> Template | None:
     return None if name == "none" else get_template(name)
 
 
-def _settings(flags: absl_flags.FlagValues) -> list[Any]:
+def _settings(flags: absl_flags.FlagValues, grammar: Grammar | None) -> list[Any]:
     """Returns the values of all flags that decide what an answer is, beside model, prompt and template."""
     names = ("method", "max_new_tokens", "stop", *OF_SAMPLE, *OF_BEAM, "repetition_penalty", "draft", "dtype")
-    schema = None if flags.json_schema is None else Path(flags.json_schema).read_text(encoding="utf-8")
+    schema = None if grammar is None or flags.json_schema is None else grammar.text  # the file may be a pipe
     return [*(flags[name].value for name in (*names, "cache_dtype", "max_positions", "regex")), schema]

@@ -12,6 +12,7 @@ Its docstring and flags are its help. Nothing of a verb is imported before it is
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -19,9 +20,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 from medtune_jax.cli import arguments
 from medtune_jax.errors import (
@@ -77,7 +78,8 @@ VERBS = {
 }
 
 
-RESUMABLE = ("train", "evaluate")  # the other verbs keep nothing of work that was stopped
+# The verbs whose work can be continued however early it is stopped. Others raise Interrupted where something is kept.
+RESUMABLE = ("train", "evaluate")
 
 
 def main() -> NoReturn:
@@ -128,11 +130,18 @@ def dispatch(argv: Sequence[str]) -> int:
 
 def say(text: str) -> None:
     """Prints on stdout; where its reader has seen enough and gone (`| head`), nowhere."""
-    try:
+    with reader_may_leave(sys.stdout):
         print(text, flush=True)
+
+
+@contextlib.contextmanager
+def reader_may_leave(out: TextIO) -> Iterator[None]:
+    """Ends the block, quietly, at a write to `out` that nobody reads any more."""
+    try:
+        yield
     except BrokenPipeError:
         # What is still buffered must have a place to go, or the interpreter fails when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
 
 
 def general_help() -> str:
@@ -150,7 +159,8 @@ Examples:
   {VERBS["evaluate"].example}
 
 Every verb takes --json: its result as one JSON object on the last line of stdout; logs go to stderr.
-Exit status: 0 done, 2 a mistake in the call or its input, 75 interrupted but resumable, 1 a failure."""
+Exit status: 0 done, 2 a mistake in the call or its input, 75 interrupted but resumable, 1 a failure
+or interrupted with nothing kept."""
 
 
 def set_environment() -> None:

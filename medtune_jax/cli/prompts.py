@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from medtune_jax.errors import UserError
+from medtune_jax.errors import UserError, did_you_mean
 
 if TYPE_CHECKING:
     from medtune_jax.generate.engine import Engine
@@ -54,6 +54,8 @@ def _json_prompt(line: str, where: str, instruction: str | None) -> Asked:
         raise UserError(f"{where} is not JSON: {error}") from None
     if not isinstance(found, dict) or not isinstance(found.get("prompt"), str):
         raise UserError(f'{where}: expected an object with the string "prompt".')
+    for name in found.keys() - {"prompt", "instruction"}:
+        raise UserError(f"{where}: unknown key '{name}'.{did_you_mean(name, ('prompt', 'instruction'))}")
     own = found.get("instruction", instruction)
     if own is not None and not isinstance(own, str):
         raise UserError(f'{where}: "instruction" is not a string.')

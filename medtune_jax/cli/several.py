@@ -1,4 +1,4 @@
-"""The flags of verbs that may run as several processes, and the joining of them."""
+"""The flags of verbs that may run on several devices or as several processes, and the joining of these."""
 
 from __future__ import annotations
 
@@ -9,6 +9,20 @@ from types import FrameType
 from typing import NoReturn
 
 from absl import flags as absl_flags
+
+
+def define_mesh_flag(flags: absl_flags.FlagValues) -> None:
+    """Defines the flag that says how devices share a model and what it is asked (generate/placing.py `mesh_for`)."""
+    absl_flags.DEFINE_string(
+        "mesh",
+        "auto",
+        "How devices share the work: auto, all of them, the weights over as many as the model's dimensions divide by "
+        "and rows over the rest; data=2,tensor=4 as named; none, the first device alone. Weights are read straight "
+        "into their shards: neither a device nor the host holds the whole of what is split. Each device holds its "
+        "share of the weights, 4 bytes a parameter or 2 with --dtype=bfloat16, while loading one kind of them twice "
+        "(of a run, in its float32), and its share of the cache, which --cache_dtype and --cache_gib make smaller.",
+        flag_values=flags,
+    )
 
 
 def define_process_flags(flags: absl_flags.FlagValues) -> None:

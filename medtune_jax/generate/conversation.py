@@ -30,6 +30,15 @@ def render(template: Template | None, prompt: str, instruction: str | None) -> s
     return template.prompt(prompt, "") if instruction is None else template.prompt(instruction, prompt)
 
 
+def refuse_too_long(what: str, tokens: int, max_positions: int) -> None:
+    """Raises UserError where a prompt of so many tokens leaves no position for an answer; `what` names it."""
+    if tokens >= max_positions:
+        raise UserError(
+            f"{what} has {tokens} tokens with its template; the model has {max_positions} positions for prompt and "
+            "answer together. Shorten it."
+        )
+
+
 class Asked(NamedTuple):
     """Attributes:
     tokens: the history and the new prompt; document: the latter alone, BOS first.
@@ -67,11 +76,7 @@ class Conversation:
         """
         text = render(self.template, prompt, self.instruction)
         document = [self.tokenizer.bos_id, *self.tokenizer.encode(text)]
-        if len(document) >= self.max_positions:
-            raise UserError(
-                f"The prompt has {len(document)} tokens with its template; the model has {self.max_positions} "
-                "positions for prompt and answer together. Shorten it."
-            )
+        refuse_too_long("The prompt", len(document), self.max_positions)
         room = max(0, self.max_positions - len(document) - self.max_new_tokens)
         kept, dropped = list(self.turns), 0
         while sum(map(len, kept)) > room:

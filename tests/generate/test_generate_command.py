@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import re
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,9 +20,11 @@ from medtune_jax.cli.main import dispatch
 from medtune_jax.convert.hf_export import export_params
 from medtune_jax.data.prompts import get_template
 from medtune_jax.data.tokenizer import load_tokenizer
+from medtune_jax.errors import UserError
 from medtune_jax.generate.engine import Engine
 from medtune_jax.generate.sampling import Greedy
 from medtune_jax.model.llama import LlamaConfig, init_params
+from medtune_jax.train.saved.disk import one_writer_of_file
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +114,9 @@ def test_a_template_worded_otherwise_than_in_training_is_asked_with_by_force_alo
     told = {"template": "medtuned_eval", "template_sha256": "0" * 64}
     (model / "medtune.json").write_text(json.dumps(told))
     common = (f"--model={model}", "--prompt=a b", "--max_new_tokens=2")
-    for words in ((), ("--force_template",), ("--template=medtuned_eval",)):
+    status, err = ask(capsys, *common, "--force_template")
+    assert status == 2 and "--force_template has no effect" in err and "--template=NAME" in err
+    for words in ((), ("--template=medtuned_eval",)):
         status, err = ask(capsys, *common, *words)
         assert status == 2 and "worded differently" in err and "--template=NAME --force_template" in err
     status, out = ask(capsys, *common, "--template=medtuned_eval", "--force_template")
@@ -159,7 +165,9 @@ def test_sampling_is_the_seeds_alone(folder: Path, capsys: pytest.CaptureFixture
         (("--prompt=a", "--method=beam", "--top_k=2"), "--method=sample"),
         (("--prompt=a", "--method=beam", "--n_best=9"), "n_best"),
         (("--prompt=a", "--method=sample", "--draft=prompt"), "--method=greedy"),
-        (("--prompt=a", "--draft=prompt", "--stop=x"), "--stop"),
+        (("--prompt=" + "long " * 50, "--regex=[a-z]{40}"), "hold no answer of the grammar"),
+        (("--prompt=a", "--batch_size=0"), "batch_size"),
+        (("--prompt=a", "--cache_gib=-1"), "cache_gib"),
         (("--prompt=a", "--draft=prompt", "--repetition_penalty=2"), "--repetition_penalty"),
         (("--prompt=a", "--out=x.jsonl"), "--input_file"),
         (("--interactive", "--batch_size=2"), "--input_file"),
@@ -181,8 +189,9 @@ def test_mistakes_are_named(
 def test_answers_end_before_a_stop_string(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     whole = expected(folder / "plain", "Is it?")
     common = (f"--model={folder / 'plain'}", "--prompt=Is it?", "--max_new_tokens=6")
-    result = json.loads(ask(capsys, *common, "--stop=absent", f"--stop={whole[2:4]}")[1])
-    assert result["finish_reason"] == "stop" and result["generated"] == whole[: whole.index(whole[2:4])]
+    for draft in ("none", "prompt"):
+        result = json.loads(ask(capsys, *common, "--stop=absent", f"--stop={whole[2:4]}", f"--draft={draft}")[1])
+        assert result["finish_reason"] == "stop" and result["generated"] == whole[: whole.index(whole[2:4])]
 
 
 def test_n_best_answers_come_with_their_scores_best_first(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -265,8 +274,40 @@ def test_without_a_file_what_is_answered_is_printed_when_stopped(
     interrupt(2)
     status = dispatch(["generate", "--mesh=none", f"--model={folder / 'plain'}", f"--input_file={prompts}", "--json"])
     out, err = capsys.readouterr()
-    assert status == 75 and "2 of 5 prompts are answered and printed" in err and "--out=FILE.jsonl" in err
+    assert status == 1 and "2 of 5 prompts are answered and printed" in err and "--out=FILE.jsonl" in err
     assert len(json.loads(out.strip().split("\n")[-1])) == 2
+
+
+def test_a_stop_while_loading_is_resumable_where_answers_are_kept(
+    folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medtune_jax.train.load.load_model", lambda *_, **__: signal.raise_signal(signal.SIGTERM))
+    common = (f"--model={folder / 'plain'}", f"--input_file={prompts}")
+    status, err = ask(capsys, *common, f"--out={tmp_path / 'a.jsonl'}")
+    assert status == 75 and "Give the same command again" in err
+    assert ask(capsys, *common)[0] == 1
+
+
+def test_what_cannot_be_written_is_refused_before_the_model_is_loaded(
+    folder: Path, prompts: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("medtune_jax.train.load.load_model", lambda *_, **__: pytest.fail("loaded"))
+    (tmp_path / "folder").mkdir()
+    common = (f"--model={folder / 'plain'}", f"--input_file={prompts}")
+    for out, said in ((tmp_path / "folder", "Is a directory"), ("gs://bucket/a.jsonl", "object stores")):
+        status, err = ask(capsys, *common, f"--out={out}")
+        assert status == 2 and said in err
+    out = tmp_path / "new" / "a.jsonl"
+    with one_writer_of_file(out, "--out"):
+        status, err = ask(capsys, *common, f"--out={out}")
+        assert status == 2 and f"{out} is being written by process" in err
+    assert not list(out.parent.iterdir())
+
+
+def test_unknown_keys_of_a_prompt_are_named(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "instructions": "Do."}\n')
+    status, err = ask(capsys, f"--model={folder / 'tuned'}", f"--input_file={tmp_path / 'p.jsonl'}")
+    assert status == 2 and "line 1: unknown key 'instructions'. Did you mean 'instruction'?" in err
 
 
 # ----------------------------------------------------------------------------------------------------- conversations
@@ -321,6 +362,40 @@ def test_mistakes_in_a_session_are_told_and_it_goes_on(
     assert "The context is full: the oldest turn is forgotten." in err
 
 
+def test_what_the_engine_refuses_and_bytes_that_are_no_text_do_not_end_a_session(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plain, numbers = Engine.generate, []
+
+    def generate(self: Engine, *args: object, rows: list[int], **options: object) -> object:
+        numbers.extend(rows)
+        if len(numbers) == 1:
+            raise UserError("The cache does not fit.")
+        return plain(self, *args, rows=rows, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Engine, "generate", generate)
+    stdin = io.TextIOWrapper(io.BytesIO(b"one\n\n/reset\ntwo\xff\n"), encoding="utf-8")
+    monkeypatch.setattr(sys, "stdin", stdin)
+    model = f"--model={folder / 'plain'}"
+    status = dispatch(["generate", "--mesh=none", "--interactive", "--max_new_tokens=6", "--json", model])
+    out, err = capsys.readouterr()
+    assert status == 0 and "The cache does not fit." in err
+    assert [one["prompt"] for one in json.loads(out)] == ["two\ufffd"]
+    assert numbers == [0, 1]  # a turn's draws are its prompt's number, whatever lines stand between
+
+
+def test_a_session_ends_quietly_where_its_reader_has_gone(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    with os.fdopen(write, "w") as gone:
+        monkeypatch.setattr(sys, "stdin", io.StringIO("one\ntwo\n"))
+        monkeypatch.setattr(sys, "stdout", gone)
+        assert dispatch(["generate", "--mesh=none", "--interactive", f"--model={folder / 'plain'}"]) == 0
+    assert "Traceback" not in capsys.readouterr().err
+
+
 def test_ctrl_c_stops_an_answer_and_sigterm_the_session(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -358,6 +433,12 @@ def test_an_answer_is_held_to_a_regular_expression_or_a_schema(
     status, out = ask(capsys, *common, "--prompt=x", f"--json_schema={schema}", "--method=sample")
     assert status == 0
     assert set(json.loads(json.loads(out)["generated"])) <= {"a", "b"}
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_bytes, args=[schema.read_bytes()])
+    writer.start()
+    assert ask(capsys, *common, "--prompt=x", f"--json_schema={pipe}", "--method=sample") == (0, out)  # read once
+    writer.join()
 
 
 @pytest.mark.parametrize(

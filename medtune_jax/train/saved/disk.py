@@ -45,7 +45,7 @@ def one_writer(folder: Path, flag: str = "--workdir") -> Iterator[None]:
     made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        descriptor = _lock(folder, flag)
+        descriptor = _lock(folder / _LOCK, folder, flag)
     except OSError as error:
         if error.errno in _FULL:
             raise
@@ -61,6 +61,31 @@ def one_writer(folder: Path, flag: str = "--workdir") -> Iterator[None]:
         os.close(descriptor)
 
 
+@contextmanager
+def one_writer_of_file(path: Path, flag: str) -> Iterator[None]:
+    """As `one_writer` for a single file: its folder is made, and the lock lies beside it until the end.
+
+    Raises:
+      UserError, Interrupted: as `one_writer`; `path` is a folder.
+    """
+    if jax.process_index():
+        yield
+        return
+    lock = path.with_name(f".{path.name}{_LOCK}")
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor = _lock(lock, path, flag)
+    except OSError as error:
+        raise UserError(f"{flag}={path} cannot be written: {error.strerror}.") from error
+    try:
+        yield
+    finally:
+        lock.unlink(missing_ok=True)  # while it is held: who waits for it sees that it is gone, and makes a new one
+        os.close(descriptor)
+
+
 def refuse_object_store(folder: str | Path, flag: str) -> None:
     """Raises UserError where `folder` is an address (scheme://...), which would become a local folder of that name."""
     if re.match(r"[A-Za-z][\w+.-]+:/", str(folder)):  # pathlib makes one of two slashes
@@ -70,18 +95,18 @@ def refuse_object_store(folder: str | Path, flag: str) -> None:
         )
 
 
-def _lock(folder: Path, flag: str) -> int:
-    """Returns the descriptor that holds the lock until it is closed."""
+def _lock(lock: Path, written: Path, flag: str) -> int:
+    """Returns the descriptor that holds the file `lock` until it is closed; written: what it stands for."""
     deadline = time.monotonic() + _PATIENCE
     while True:
-        descriptor = os.open(folder / _LOCK, os.O_RDWR | os.O_CREAT, 0o644)
+        descriptor = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder, _, machine = os.pread(descriptor, 400, 0).decode(errors="replace").strip().partition("\n")
             os.close(descriptor)
             holder = holder or "another process"
-            told = f"{folder} is being written by {holder}. Wait until it ends, or give another {flag}."
+            told = f"{written} is being written by {holder}. Wait until it ends, or give another {flag}."
             if machine == _machine():  # whose kernel would have released the lock of a process that is dead
                 raise UserError(told) from None
             if time.monotonic() > deadline:
@@ -92,10 +117,10 @@ def _lock(folder: Path, flag: str) -> int:
             if error.errno not in _NO_LOCKS:
                 os.close(descriptor)
                 raise
-            _log.warning("%s lies on a file system without locks: see to it that one run at a time writes it.", folder)
+            _log.warning("%s lies on a file system without locks: see to it that one run at a time writes it.", written)
             return descriptor
         try:
-            ours = os.fstat(descriptor).st_ino == os.stat(folder / _LOCK).st_ino
+            ours = os.fstat(descriptor).st_ino == os.stat(lock).st_ino
         except FileNotFoundError:
             ours = False
         if ours:
