@@ -6,7 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import medtune_jax
 from medtune_jax.data.prompts import TEMPLATES, Template, choose_name, get_template
 from medtune_jax.errors import Interrupted, UserError, did_you_mean
-from medtune_jax.evaluate.answer import answer, ask, decided
+from medtune_jax.evaluate.answer import answer, ask, check, decided
 from medtune_jax.evaluate.files import make_folder, to_json, write_file
 from medtune_jax.evaluate.predictions import FINAL, PARTIAL, PredictionLog
 from medtune_jax.evaluate.protocols import PROTOCOLS, Protocol
@@ -91,12 +91,17 @@ def evaluate(
     from medtune_jax.train.saved.disk import one_writer
 
     started, folder = time.monotonic(), Path(out)
-    if rows_checked is None:
-        rows_checked = 8 if decoding.dtype == "bfloat16" else 0
     with _stoppable(folder), ExitStack() as held:
         of_split = choose_rows(data, split, sources)
         rows = limited(of_split, limit)
         ways = ways_of([row for _, row in rows], decoding)
+        if rows_checked and all(way.method != "template" for way in ways):
+            raise UserError(
+                "--check_rows compares what is decoded by template, and no task of these rows has its outputs listed: "
+                "leave it out, or choose other rows with --sources."
+            )
+        if rows_checked is None:
+            rows_checked = 8 if decoding.dtype == "bfloat16" else 0
         # Whatever could stop the scoring is met here, before hours of answering.
         check_rows(rows, protocol)
         train = training_rows(data, {row.source for _, row in rows})
@@ -123,7 +128,7 @@ def evaluate(
         require_same({"model or template": [one.key for one in questions]})
         loaded = time.monotonic()
         with PredictionLog(folder, questions, private=private) if first else nullcontext() as log:
-            counts, check = answer(
+            counts, written = answer(
                 engine,
                 form,
                 questions,
@@ -133,12 +138,16 @@ def evaluate(
                 prefaces=prefaces,
                 stop=stop_strings(form) if shots else (),
                 batch_size=batch_size,
-                rows_checked=rows_checked,
+                to_check=rows_checked,
             )
-            if log is None:
-                return None
-            log.finish()
-        answered = time.monotonic()
+            if log is not None:
+                log.finish()
+        answered, work = time.monotonic(), replace(engine.work)
+        rows_checked = min(rows_checked, sum(way.method == "template" for way in ways))
+        checked = check(engine, form, questions, prefaces, written, rows_checked) if rows_checked else None
+        compared = time.monotonic()
+        if not first:
+            return None
         provenance = {
             "model": str(model),
             **identity,
@@ -160,8 +169,9 @@ def evaluate(
         write_file(folder / PROVENANCE, to_json(provenance))
         scores = score_file(folder / FINAL, folder, protocol=protocol, train=train, show_credentialed=show_credentialed)
     ended = time.monotonic()
-    seconds = {"load": loaded - started, "generate": answered - loaded, "score": ended - answered}
-    measured = timing(len(rows), decided(ways), counts, check, engine.work, {**seconds, "wall": ended - started})
+    seconds = {"load": loaded - started, "generate": answered - loaded, "check": compared - answered}
+    seconds |= {"score": ended - compared, "wall": ended - started}
+    measured = timing(len(rows), decided(ways), counts, checked, work, seconds)
     write_file(folder / "timing.json", to_json(measured))
     return {**scores.summary(folder), "timing": measured}
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import unicodedata
 from collections import Counter, defaultdict, deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -39,11 +40,12 @@ class Candidates:
 
     Attributes:
       rows: (index among the training rows of the source, row).
-      asked_too: training rows left out because their input is asked here.
+      asked_too: training rows left out because their input is asked here; group_asked: because their group is.
     """
 
     rows: tuple[tuple[int, Row], ...]
     asked_too: int
+    group_asked: int
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,15 @@ class Demonstrations:
       texts: each with the separator behind it; gated where the source is credentialed.
       rows: of each, its index among the training rows of the source.
       tokens: of each, alone.
-      asked_too: see `Candidates`; too_long: candidates passed over because they are longer than LARGEST_SHARE.
+      asked_too, group_asked: see `Candidates`.
+      too_long: candidates passed over because they are longer than LARGEST_SHARE.
     """
 
     texts: tuple[str, ...]
     rows: tuple[int, ...]
     tokens: tuple[int, ...]
     asked_too: int
+    group_asked: int
     too_long: int
 
     def that_fit(self, tokens: int, max_positions: int) -> int:
@@ -74,6 +78,7 @@ class Demonstrations:
             "training_rows": list(self.rows),
             "sha256": hashlib.sha256(json.dumps(self.texts).encode()).hexdigest(),
             "training_rows_asked_too": self.asked_too,
+            "training_rows_of_asked_groups": self.group_asked,
             "passed_over_as_too_long": self.too_long,
             "rows_by_shots": {str(shots): rows_by_shots[shots] for shots in sorted(rows_by_shots)},
         }
@@ -97,16 +102,27 @@ def candidates(train: Sequence[Row] | None, asked: Sequence[Row], seed: int, dat
             "`medtune prepare` writes it, or leave --shots out."
         )
     questions: dict[str, set[str]] = defaultdict(set)
+    groups: dict[str, set[str]] = defaultdict(set)
     for row in asked:
         questions[registered_name(row.source)].add(_question(row))
+        groups[registered_name(row.source)].add(row.group)
     own: dict[str, list[Row]] = defaultdict(list)
     for row in train:
         own[registered_name(row.source)].append(row)
-    return {name: _candidates(name, own[name], questions[name], seed, data) for name in sorted(questions)}
+    return {
+        name: _candidates(name, own[name], questions[name], groups[name] - {""}, seed, data)
+        for name in sorted(questions)
+    }
 
 
-def _candidates(name: str, own: Sequence[Row], asked: set[str], seed: int, data: str) -> Candidates:
-    asked_too = 0
+def _candidates(name: str, own: Sequence[Row], asked: set[str], groups: set[str], seed: int, data: str) -> Candidates:
+    """Returns what may be shown of a source; asked, groups: questions and groups of the rows that are asked.
+
+    A document's number may begin anew in each file, or a group be a whole collection: where all training rows are of
+    asked groups, these name no documents and leave nothing out.
+    """
+    asked_too = group_asked = 0
+    heeded = groups if any(row.group not in groups for row in own) else set()
     seen: set[str] = set()  # no question is shown twice
     classes: dict[int, tuple[str, ...]] = {}
     for index in order(len(own), seed, epoch=0).tolist():
@@ -114,17 +130,21 @@ def _candidates(name: str, own: Sequence[Row], asked: set[str], seed: int, data:
         asked_too += question in asked
         if question in asked or question in seen:
             continue
+        if own[index].group in heeded:
+            group_asked += 1
+            continue
         seen.add(question)
         if (of_row := _classes(index, own[index])) is not None:
             classes[index] = of_row
     if not classes:
         why = "it has no such rows" if not own else f"{asked_too:,} of its {len(own):,} rows there are asked here"
+        why += f", {group_asked:,} are of a document that is" if group_asked else ""
         why = why if find_source(name) else "the registry of sources does not know it"
         raise UserError(
             f"--shots shows rows of the train split of {data}, but of source '{name}' none can be shown: {why}. Choose "
             "other rows with --sources, or leave --shots out."
         )
-    return Candidates(tuple((index, own[index]) for index in _balanced(classes)), asked_too)
+    return Candidates(tuple((index, own[index]) for index in _balanced(classes)), asked_too, group_asked)
 
 
 def show(
@@ -144,6 +164,7 @@ def show(
     """
     demonstrations = {name: _write(of, shots, template, tokenizer, max_positions) for name, of in found.items()}
     prefaces = []
+    joined: dict[tuple[str, int], str] = {}  # one text for all rows that are shown the same
     counts: dict[str, Counter[int]] = defaultdict(Counter)
     for row, way in zip(rows, ways, strict=True):
         name = registered_name(row.source)
@@ -154,7 +175,9 @@ def show(
         prompt = tokenizer.encode(template.prompt(row.instruction, row.input))
         fitting = own.that_fit(1 + len(prompt) + longest_answer(row, way, template, tokenizer), max_positions)
         counts[name][fitting] += 1
-        prefaces.append("".join(own.texts[:fitting]))
+        if (name, fitting) not in joined:
+            joined[name, fitting] = "".join(own.texts[:fitting])
+        prefaces.append(joined[name, fitting])
     return prefaces, {name: own.provenance(counts[name]) for name, own in demonstrations.items()}
 
 
@@ -173,7 +196,7 @@ def _write(
         else:
             taken.append((index, text, size))
     indices, texts, sizes = zip(*taken, strict=True) if taken else ((), (), ())
-    return Demonstrations(texts, indices, sizes, found.asked_too, too_long)
+    return Demonstrations(texts, indices, sizes, found.asked_too, found.group_asked, too_long)
 
 
 def stop_strings(template: Template) -> tuple[str, ...]:
@@ -184,8 +207,12 @@ def stop_strings(template: Template) -> tuple[str, ...]:
 
 
 def _question(row: Row) -> str:
-    """Returns what makes two rows the same question: the input, or the instruction where all is said there."""
-    return "".join((row.input if row.input.strip() else row.instruction).split())
+    """Returns what makes two rows the same question: the input, or the instruction where all is said there.
+
+    Case, white space and the forms of a letter (NFKC) make no other question.
+    """
+    text = row.input if row.input.strip() else row.instruction
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def _classes(index: int, row: Row) -> tuple[str, ...] | None:

@@ -24,9 +24,10 @@ def timing(
     Args:
       rows: asked, those answered by earlier attempts too; all else is of this attempt.
       decision: what the model chooses (`answer.decided`).
-      counts: way -> sums over the rows answered in it; check: of template decoding (both of `answer.answer`).
-      work: of the engine.
-      seconds: of "load", "generate", "score" and the "wall".
+      counts: way -> sums over the rows answered in it; check: of template decoding, None where it was not asked
+        for (evaluate/answer.py).
+      work: of the engine, that of the check not counted.
+      seconds: of "load", "generate", "check", "score" and the "wall".
     """
     total = sum(counts.values(), Counter())
     generating = seconds["generate"]
@@ -67,9 +68,11 @@ def told(timing: Mapping[str, Any]) -> str:
             f"{work['prompt_tokens']:,} computed, {work['shared_tokens']:,} shared"
         )
     if check := timing["template_check"]:
+        before = check["answered_before"]
         lines.append(
             f"template decoding beside token by token: {check['rows']} rows, {check['decisions']:,} decisions, "
             f"{len(check['differences'])} rows differ"
+            + (f"; {before} more were answered before and cannot be compared" if before else "")
         )
         lines += [
             f"  row {one['row']}, decision {one['slot'] + 1}: {' instead of '.join(one['options'])}, whose logit is "

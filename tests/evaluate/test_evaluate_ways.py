@@ -13,9 +13,13 @@ from medtune_jax.cli import arguments, main
 from medtune_jax.cli import evaluate as cli_evaluate
 from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import Interrupted, UserError
+from medtune_jax.evaluate.answer import ask
 from medtune_jax.evaluate.predictions import read_predictions
 from medtune_jax.evaluate.protocols import PROTOCOLS
 from medtune_jax.evaluate.run import evaluate
+from medtune_jax.evaluate.timing import told
+from medtune_jax.generate.agreement import TemplateCheck
+from medtune_jax.generate.answering import Way
 from medtune_jax.generate.decoding import DECODE, DRAFT, Decoding
 from medtune_jax.tasks import registry
 from medtune_jax.tasks.definition import register_definitions
@@ -131,6 +135,44 @@ def test_the_provenance_carries_the_definitions_of_the_users_sources(tmp_path, d
     assert list(found) == ["my-words"] and found["my-words"]["labels"] == ["yes", "no"]
     evaluate("m", data, "own", tmp_path / "known", sources=[NLI])
     assert "source_definitions" not in json.loads((tmp_path / "known" / "provenance.json").read_bytes())
+
+
+def test_an_answer_of_another_grammar_or_another_way_is_not_taken_over(own_source):
+    def key(row, way):
+        return ask([(0, row)], get_template("alpaca"), {}, Decoding().description(), [way], [""])[0].key
+
+    extract = Row("List.", "Which genes ?", "", "BioASQ-list")
+    assert key(extract, Way("grammar", 512)) != key(extract, Way("greedy", 512))
+    own = Row("", "It is a word .", "", own_source)
+    before = key(own, Way("template", 0))
+    del registry.SOURCES[own_source]
+    register_definitions({own_source: {**MY_WORDS, "labels": ["yes", "perhaps"]}})
+    assert key(own, Way("template", 0)) != before
+
+
+def test_what_is_checked_is_told_where_a_run_continues(tmp_path, data, oracle, interruptible):
+    asked = []
+
+    def check(requests, template, answers):
+        asked.append(len(requests))
+        oracle.work.prompt_tokens += 100
+        return TemplateCheck(len(requests), len(requests), ())
+
+    oracle.check_template = check
+    how = {"sources": [NLI], "rows_checked": 3}
+    oracle.stop_after, oracle.stop = 2, lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(Interrupted):
+        evaluate("m", data, "test", tmp_path / "out", **how)
+    oracle.stop_after = None
+    timing = evaluate("m", data, "test", tmp_path / "out", **how)["timing"]
+    assert (timing["template_check"]["rows"], timing["template_check"]["answered_before"]) == (2, 1)
+    assert timing["work"]["prompt_tokens"] == 0 and timing["check_seconds"] >= 0  # of the check's own
+    timing = evaluate("m", data, "test", tmp_path / "out", **how)["timing"]
+    assert (timing["template_check"]["rows"], timing["template_check"]["answered_before"]) == (0, 3)
+    assert asked == [2] and "3 more were answered before" in told(timing)
+    with pytest.raises(UserError, match="--check_rows compares what is decoded by template"):
+        write_rows(data / "free.parquet", [Row("Answer.", "My head aches.", "Rest.", "iCliniq")])
+        evaluate("m", data, "free", tmp_path / "free", rows_checked=3)
 
 
 def test_texts_of_credentialed_sources_are_shown_only_where_asked(tmp_path, data, oracle, capsys):

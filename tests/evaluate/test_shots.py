@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from evaluate_oracle import result_bytes
@@ -102,13 +103,21 @@ def test_every_row_has_one_place_and_classes_of_single_labels_stay_within_one_of
 
 
 def test_a_question_that_is_asked_is_never_shown_nor_one_twice():
-    asked = [nli("Case  1 .", LABELS[0])]  # the same but for white space
+    asked = [nli("cASE  \uff11 .", LABELS[0])]  # the same but for case, white space and the form of a letter
     train = [*TRAIN, *TRAIN]
     _, told = shown(train, asked, 20)
     rows = told[NLI]["training_rows"]
     assert told[NLI]["training_rows_asked_too"] == 2
     assert len({train[index].input for index in rows}) == len(rows) == 13
     assert not any("Case 1 ." in train[index].input for index in rows)
+
+
+def test_rows_of_a_document_that_is_asked_are_not_shown():
+    train = [replace(row, group=group) for row, group in zip(TRAIN[:4], ("d1", "d2", "", "d1"), strict=True)]
+    _, told = shown(train, [replace(ASKED[0], group="d1")], 4)
+    assert (sorted(told[NLI]["training_rows"]), told[NLI]["training_rows_of_asked_groups"]) == ([1, 2], 2)
+    everywhere = [replace(row, group="d1") for row in train]  # no name of a document
+    assert len(shown(everywhere, [replace(ASKED[0], group="d1")], 4)[1][NLI]["training_rows"]) == 4
 
 
 def test_questions_without_input_are_told_apart_by_their_instruction():
