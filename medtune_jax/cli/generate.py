@@ -18,8 +18,8 @@ new prompt, each as a whole text of the template; the oldest are forgotten, and 
 prompt.
 
 --json_schema=FILE and --regex=PATTERN hold the answer to a grammar: JSON is written on one line, an expression is
-matched by the whole answer, and an answer that reaches --max_new_tokens is closed within it. Where so few tokens hold
-no such text, the answer is empty and its finish_reason is length.
+matched by the whole answer, and an answer that reaches --max_new_tokens is closed within it. Where so few tokens do not
+hold the shortest text found, the answer is empty and its finish_reason is length.
 
 On several machines the same command runs on each, as `medtune train --help` says; the first writes and speaks.
 """

@@ -202,8 +202,8 @@ class _TokenizersFile(Tokenizer):
         if not parts & {"ByteLevel", "Metaspace", "ByteFallback"}:
             raise UserError(
                 f"The pieces of {self.folder / 'tokenizer.json'} are not parts of a text (decoder: "
-                f"{', '.join(sorted(parts)) or 'none'}): only byte-level and sentencepiece-like vocabularies can be held "
-                "to a grammar."
+                f"{', '.join(sorted(parts)) or 'none'}): only byte-level and sentencepiece-like vocabularies can be "
+                "held to a grammar."
             )
         found: dict[int, bytes | None] = {
             i: piece(token) for token, i in self._tokenizer.get_vocab(with_added_tokens=False).items() if i not in added

@@ -216,8 +216,8 @@ class Engine:
     ) -> list[Generation]:
         """Decodes token by token within a grammar (generate/grammar.py): `constrained` answers are texts of it.
 
-        A text that reaches its limit is closed within it. Where the limit holds no text of the grammar the answer is
-        empty and its reason `length`; where the model's positions do not, `prompt_too_long`.
+        A text that reaches its limit is closed within it. Where the limit does not hold the grammar's least text (as
+        found: a short one) the answer is empty and its reason `length`; where the positions do not, `prompt_too_long`.
 
         Args:
           template: whose completion is written around the output, and is no part of the answer's text; None = nothing.
@@ -225,8 +225,8 @@ class Engine:
           Others, and what is returned, as in `generate`.
 
         Raises:
-          UserError: as in `generate`; llguidance is missing or does not take a grammar; a tokenizer whose pieces are
-            not parts of a text.
+          UserError: as in `generate`; llguidance is missing or does not take a grammar; no text of a grammar was
+            found, to close by; a tokenizer whose pieces are not parts of a text.
         """
         results = Results(len(requests), skip, on_done, progress)
         with self._core.context(), results:

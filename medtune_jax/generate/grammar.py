@@ -22,7 +22,8 @@ from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.cache import Cache
 from medtune_jax.generate.core import Core, groups
-from medtune_jax.generate.matcher import Derivation, Language, Vocabulary, vocabulary_of
+from medtune_jax.generate.derivation import Derivation
+from medtune_jax.generate.matcher import Language, Vocabulary, vocabulary_of
 from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.generate.slots import Slots, round_up
@@ -96,7 +97,7 @@ def decode_grammar(
     rows = []
     for index, request in enumerate(requests):
         language = vocabulary.language(request.grammar, before, after)
-        least = max(1, len(language.least or ()))
+        least = max(1, len(language.least))
         room = core.config.max_positions - len(request.prompt)
         if room < least:
             results.add(index, PROMPT_TOO_LONG)
@@ -135,6 +136,12 @@ def _text(row: _Row) -> Derivation:
     return row.text
 
 
+def _unsent(row: _Row) -> Sequence[int]:
+    """Returns the tokens that the next pass brings into the cache: at least the prompt's last or the one chosen."""
+    tokens = _text(row).tokens
+    return tokens[row.sent - 1 :] if row.sent else [row.request.prompt[-1], *tokens]
+
+
 def _answer(row: _Row, vocabulary: Vocabulary, frame: slice) -> Generation:
     text = _text(row)
     if not text.complete:
@@ -146,10 +153,7 @@ def _answer(row: _Row, vocabulary: Vocabulary, frame: slice) -> Generation:
 def _pass(core: Core, vocabulary: Vocabulary, slots: Slots[_Row], method: Method, seed: int) -> list[int]:
     """Brings what was written since the last pass into the cache; returns what is chosen next in every taken slot."""
     batch, active = len(slots.rows), slots.active()
-    new = {
-        slot: [*row.request.prompt, *_text(row).tokens][len(row.request.prompt) + row.sent - 1 :]
-        for slot, row in active
-    }
+    new = {slot: _unsent(row) for slot, row in active}
     widest = max(map(len, new.values()))
     tokens_BN = np.zeros((batch, 1 if widest == 1 else round_up(widest, 8)), np.int32)
     start_B, last_B, number_B, step_B = (np.zeros(batch, np.int32) for _ in range(4))

@@ -1,26 +1,28 @@
-"""Grammars, host side: which tokens may stand next, which are forced, and how a text is closed in time (llguidance).
+"""Grammars, host side: which tokens may stand next, which are forced, and how a text can be closed (llguidance).
 
 A grammar is over bytes: any tokens whose bytes make up a text of the grammar may be chosen, not only the ids that the
 tokenizer would give that text. (Template decoding allows the canonical ids alone; a grammar's texts cannot be listed.)
 
-A text is closed within its limit: where the limit is reached and the grammar permits no end, the last 1, 2, 4, ...
-tokens are taken back until a closing fits in their place (`_closing` finds it), in the end all of them, for the least
-text that was found beforehand. So a limit that holds that text gives one of the grammar, whatever the model writes.
+Before anything is decoded a least text is found, by which every answer can be closed (derivation.py): least.py reads it
+off the syntax, else `_search` looks for one, and the grammar itself must permit it. It is a short text, not always the
+shortest. A grammar of which none is found is refused.
 """
 
 from __future__ import annotations
 
 import functools
+import heapq
 import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
+from medtune_jax.generate import least as least_texts
 from medtune_jax.tasks.base import Grammar
 
 if TYPE_CHECKING:
@@ -28,12 +30,14 @@ if TYPE_CHECKING:
 
 # Order of the bytes by which a text is closed; others follow.
 _ALPHANUMERIC = b"0123456789abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OUTSIDE = {byte: rank for rank, byte in enumerate(b']})"' + _ALPHANUMERIC)}
+_OUTSIDE = {byte: rank for rank, byte in enumerate(b']}),"' + _ALPHANUMERIC)}
 _IN_STRING = {byte: rank for rank, byte in enumerate(b'"' + _ALPHANUMERIC)}
 _MOST_OUTSIDE = 64  # bytes of which one begins the next token outside a string
-_MOST_STATES = 64  # from which a search looks on
-_LONGEST_CLOSING = 1024  # tokens
-_ANCHOR = "\n"  # before a text, so that none of its tokens is one for the beginning of a document
+_MOST_STATES = 256  # from which a search looks on
+_LONGEST_SEARCH = 256  # tokens of a least text that is searched
+_LONGEST_STRAIGHT = 16  # tokens of a straight way to an end
+_MOST_CLOSINGS = 512  # ends of the least text that are tried
+_ANCHORS = ("\n", ".")  # before a text, so that none of its tokens is one for the beginning of a document
 _JSON = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -58,27 +62,53 @@ class Vocabulary:
         self.words = -(-tokenizer.vocab_size // 32)
         self.pieces = tokenizer.pieces()
         self._executor: LLExecutor = LLExecutor()
-        ids = _Ids(tokenizer, self.pieces)
-        self._inside = ids.encode
-        self._wrapped: Any = LLTokenizer(TokenizerWrapper(ids))
+        self._ids = _Ids(tokenizer, self.pieces)
+        self._wrapped: Any = LLTokenizer(TokenizerWrapper(self._ids))
         self._languages: dict[tuple[Grammar, str, str], Language] = {}
 
     def language(self, grammar: Grammar, before: str = "", after: str = "") -> Language:
         """Returns the texts `before` + a text of the grammar + `after`.
 
         Raises:
-          UserError: the grammar is not one.
+          UserError: the grammar is not one, or no text of it was found.
         """
         key = (grammar, before, after)
         if key not in self._languages:
-            start, tail = self._compile(*key), self._inside(after)
-            least = _closing(self, start, tail, _LONGEST_CLOSING)
-            if least is not None:
-                usual = self._inside(self.text(least))  # longer pieces than a search by first bytes takes
-                if 0 < len(usual) < len(least) and start.validate_tokens(usual) == len(usual):
-                    least = usual
-            self._languages[key] = Language(start, tail, least, _forced(start))
+            start = self._compile(*key)
+            least = self._least(start, *key)
+            if least is None:
+                raise UserError(
+                    f"No text of the {_name(grammar)} was found, by which an answer could be closed in time. Write it "
+                    "more plainly (a regular expression in what Rust's and Python's syntax share, a schema without "
+                    f"keywords that exclude each other).\nIn: {grammar.text[:200]}"
+                )
+            self._languages[key] = Language(self, start, after, least, forced(start))
         return self._languages[key]
+
+    def _least(self, start: LLMatcher, grammar: Grammar, before: str, after: str) -> Sequence[int] | None:
+        """Returns a short text of the language; None where none is found."""
+        if grammar.kind == "regex":
+            text = least_texts.text_of_regex(grammar.text)
+        else:
+            text = least_texts.text_of_schema(_schema(grammar.text))
+        if text is not None and self.completes(start, proposed := self.inside(before + text + after)):
+            return proposed
+        found = _straight(self, start, self.inside(after), _LONGEST_SEARCH)
+        if found is None:
+            found = _search(self, start, self.inside(after))
+        if found is not None:
+            usual = self.inside(self.text(found))  # longer pieces than a search by first bytes takes
+            if len(usual) < len(found) and self.completes(start, usual):
+                return usual
+        return found
+
+    def completes(self, state: LLMatcher, tokens: Sequence[int]) -> bool:
+        """Says whether a text of the grammar ends behind `tokens`."""
+        return state.validate_tokens([*tokens, self.tokenizer.eos_id]) == len(tokens) + 1
+
+    def inside(self, text: str) -> list[int]:
+        """Returns the ids of a text inside another."""
+        return self._ids(text.encode())
 
     def text(self, tokens: Sequence[int]) -> str:
         """Returns the text of whole characters that `tokens` make up."""
@@ -128,7 +158,8 @@ class Vocabulary:
             schema = _schema(grammar.text)
             parts = [json.dumps(part) for part in (before, after) if part]
             rule = " ".join([*parts[: bool(before)], "json", *parts[bool(before) :]])
-            framed = LLMatcher.grammar_from_lark(f"start: {rule}\njson: %json {json.dumps(schema)}")
+            written = json.dumps({**schema, "x-guidance": _JSON})
+            framed = LLMatcher.grammar_from_lark(f"start: {rule}\njson: %json {written}")
         matcher = LLMatcher(self._wrapped, framed, log_level=0)
         _check(matcher, grammar)
         return matcher
@@ -139,15 +170,32 @@ def _schema(text: str) -> dict[str, Any]:
         schema = json.loads(text)
     except ValueError as error:
         raise UserError(f"The JSON schema is not JSON: {error}") from None
+    if schema is True:
+        return {}
+    if schema is False:
+        raise UserError("The JSON schema is false, of which nothing is an instance. Write one that permits something.")
     if not isinstance(schema, dict):
-        raise UserError(f"The JSON schema is not a JSON object: {text[:80]}")
-    return {**schema, "x-guidance": _JSON}
+        raise UserError(f"The JSON schema is not a JSON object or true: {text[:80]}")
+    if "x-guidance" in schema:
+        raise UserError(
+            'The JSON schema has the key "x-guidance", which says how JSON is laid out; here it is always one line, as '
+            "Python's json.dumps writes it. Leave the key out."
+        )
+    return schema
+
+
+def _name(grammar: Grammar) -> str:
+    return "regular expression" if grammar.kind == "regex" else "JSON schema"
 
 
 def _check(matcher: LLMatcher, grammar: Grammar) -> None:
     if matcher.is_error():
-        name = "regular expression" if grammar.kind == "regex" else "JSON schema"
-        raise UserError(f"The {name} cannot be decoded by: {matcher.get_error()}\nIn: {grammar.text[:200]}")
+        raise UserError(f"The {_name(grammar)} cannot be decoded by: {fault(matcher)}\nIn: {grammar.text[:200]}")
+
+
+def fault(matcher: LLMatcher) -> str:
+    """Returns what llguidance says is wrong, without the state of its parser behind."""
+    return matcher.get_error().partition("\n<state>")[0].strip()[:500]
 
 
 @functools.lru_cache(maxsize=4)
@@ -162,17 +210,47 @@ class _Ids:
     def __init__(self, tokenizer: Tokenizer, pieces: Sequence[bytes | None]):
         self.eos_token_id, self.bos_token_id = tokenizer.eos_id, tokenizer.bos_id
         self.special_token_ids = [token for token, piece in enumerate(pieces) if piece is None]
+        self._special = set(self.special_token_ids)
         self.tokens = [b"<special %d>" % token if piece is None else piece for token, piece in enumerate(pieces)]
         self._tokenizer = tokenizer
-        self._anchor = tokenizer.encode(_ANCHOR)
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of a text inside another; none where they are not known."""
-        ids = self._tokenizer.encode(_ANCHOR + text)
-        return ids[len(self._anchor) :] if ids[: len(self._anchor)] == self._anchor else []
+        self._anchors = [(anchor, tokenizer.encode(anchor)) for anchor in _ANCHORS]
+        # Of equals the last: sentencepiece's bytes come before its characters.
+        self._by_piece = {piece: token for token, piece in enumerate(pieces) if piece}
+        self._longest = max(map(len, self._by_piece))
 
     def __call__(self, text: bytes) -> list[int]:
-        return self.encode(text.decode())
+        """Returns ids whose pieces make up a text inside another.
+
+        They are the tokenizer's own as far as those spell the text: sentencepiece drops a space at the end, and some
+        normalize. The rest is spelled by the longest pieces. It ends early where no piece goes on.
+        """
+        ids, at = [], 0
+        for token in self._usual(text):
+            piece = self.tokens[token]
+            if token in self._special or not text.startswith(piece, at):
+                break
+            ids.append(token)
+            at += len(piece)
+        while at < len(text):
+            ends = range(min(len(text), at + self._longest), at, -1)
+            end = next((end for end in ends if text[at:end] in self._by_piece), None)
+            if end is None:
+                break
+            ids.append(self._by_piece[text[at:end]])
+            at = end
+        return ids
+
+    def _usual(self, text: bytes) -> list[int]:
+        """Returns the tokenizer's ids of the text behind an anchor; none where the anchor grows into it."""
+        try:
+            written = text.decode()
+        except UnicodeDecodeError:
+            return []
+        for anchor, own in self._anchors:
+            ids = self._tokenizer.encode(anchor + written)
+            if ids[: len(own)] == own:
+                return ids[len(own) :]
+        return []
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,142 +259,70 @@ class Language:
 
     Attributes:
       start: its matcher before the first token.
-      tail: ids of what stands behind.
-      least: a short text of it, as short as `_closing` finds one; None where it finds none.
+      after: what stands behind.
+      least: a short text of it.
       begin: the tokens with which every text is made to begin.
     """
 
+    vocabulary: Vocabulary
     start: LLMatcher
-    tail: Sequence[int]
-    least: Sequence[int] | None
+    after: str
+    least: Sequence[int]
     begin: Sequence[int]
 
+    @functools.cached_property
+    def _tail(self) -> list[int]:
+        return self.vocabulary.inside(self.after)
 
-class Derivation:
-    """A text of a grammar on its way.
+    @functools.cached_property
+    def _closings(self) -> list[list[int]]:
+        """The ends of the least text, the shortest first."""
+        text = self.vocabulary.text(self.least)
+        ends = [self.vocabulary.inside(text[at:]) for at in range(max(0, len(text) - _MOST_CLOSINGS), len(text))]
+        return sorted(ends, key=len)
 
-    Attributes:
-      tokens: written so far, EOS not included.
-      decisions: how many of them, and of the text's end, were chosen among several.
-      done: nothing is to be chosen any more; complete: `tokens` make up a text of the grammar.
-      mask: int32 [words], what may stand next where something is to be chosen.
-    """
-
-    def __init__(self, vocabulary: Vocabulary, language: Language, limit: int):
-        """limit: of tokens, EOS not included."""
-        self._vocabulary, self._language, self._limit = vocabulary, language, limit
-        self._matcher = language.start.deep_copy()
-        self.tokens: list[int] = []
-        self.decisions = 0
-        self.done = self.complete = False
-        self.mask = np.zeros(vocabulary.words, np.int32)
-
-    def choose(self, token: int) -> None:
-        """Writes what was chosen among several; `settle` comes next."""
-        self.decisions += 1
-        self._write([token])
-
-    def _write(self, tokens: Sequence[int]) -> None:
-        tokens = list(tokens[: self._limit - len(self.tokens)])
-        if tokens == [self._vocabulary.tokenizer.eos_id]:
-            self.done = self.complete = True
-        elif self._matcher.consume_tokens(tokens):
-            self.tokens += tokens
-        else:
-            self._fail()
-
-    def _force(self) -> None:
-        """Writes what is forced, up to the limit, and sees whether that is the end."""
-        while not self.done:
-            if self._matcher.is_error():
-                self._fail()
-            if self._matcher.is_stopped():
-                self.done = self.complete = True
-            elif len(self.tokens) == self._limit:
-                self._end()
-            else:
-                forced = _forced(self._matcher)
-                if not forced:
-                    break
-                self._write(forced)
-
-    def _end(self) -> None:
-        """Ends the text here, closed where the grammar permits no end; see the top of the module."""
-        self.done, self.complete = True, self._matcher.is_accepting()
-        taken = 1
-        while not self.complete and taken < len(self.tokens):
-            kept = len(self.tokens) - taken
-            state = self._language.start.deep_copy()
-            state.consume_tokens(self.tokens[:kept])
-            closing = _closing(self._vocabulary, state, self._language.tail, self._limit)
-            if closing is not None and kept + len(closing) <= self._limit:
-                self.tokens[kept:] = closing
-                self.complete = True
-            taken *= 2
-        least = self._language.least
-        if not self.complete and least is not None and len(least) <= self._limit:
-            self.tokens, self.complete = list(least), True
-
-    def _fail(self) -> NoReturn:
-        raise UserError(f"The grammar cannot be followed any further: {self._matcher.get_error()}")
-
-    @staticmethod
-    def settle(vocabulary: Vocabulary, texts: Sequence[Derivation]) -> None:
-        """Brings texts to where something is to be chosen, or to their end.
-
-        Raises:
-          UserError: a grammar is too large for llguidance.
-        """
-        while texts:
-            for one in texts:
-                one._force()
-            texts = [one for one in texts if not one.done]
-            if not texts:
-                break
-            masks = vocabulary.masks([one._matcher for one in texts])
-            single = []
-            for one, one.mask in zip(texts, masks, strict=True):
-                several = int(np.bitwise_count(one.mask).sum())
-                if several == 1:
-                    one._write(vocabulary.tokens(one.mask).tolist())
-                    single.append(one)
-                elif not several:
-                    one._end()  # no token spells what the grammar asks for
-            texts = single
+    def closing(self, state: LLMatcher, limit: int) -> Sequence[int] | None:
+        """Returns a way from `state` to an end, of at most `limit` tokens; None where none is found."""
+        fitting = (closing for closing in self._closings if len(closing) <= limit)
+        found = next((closing for closing in fitting if self.vocabulary.completes(state, closing)), None)
+        return found or _straight(self.vocabulary, state, self._tail, min(limit, _LONGEST_STRAIGHT))
 
 
-def _closing(vocabulary: Vocabulary, state: LLMatcher, tail: Sequence[int], limit: int) -> list[int] | None:
-    """Returns a way on to an end, of at most `limit` tokens; None where none is found.
-
-    First the straight way is tried, always the first of `_ways`; then all ways, breadth first. Of states that are
-    equally many steps away and permit the same tokens next, one is followed. tail: with which a way may end.
-    """
+def _straight(vocabulary: Vocabulary, state: LLMatcher, tail: Sequence[int], limit: int) -> list[int] | None:
+    """Returns the way to an end, of at most `limit` tokens, that always takes the first of `_ways`; None if there is
+    none. tail: with which a way may end."""
     tokens: list[int] = []
     at = state.deep_copy()
     while len(tokens) <= limit:
         if (end := _end_of(at, tail)) is not None:
-            if len(tokens) + len(end) <= limit:
-                return [*tokens, *end]
-            break
+            return [*tokens, *end] if len(tokens) + len(end) <= limit else None
         way = next(iter(_ways(vocabulary, at)), None)
         if way is None or not at.consume_tokens(way):
-            break
+            return None
         tokens += way
-    level: list[tuple[list[int], LLMatcher]] = [([], state)]
-    left = _MOST_STATES
-    while level and left > 0:
-        found: dict[bytes, tuple[list[int], LLMatcher]] = {}
-        left -= len(level)
-        for tokens, before in level:
-            for way in _ways(vocabulary, before):
-                at, reached = before.deep_copy(), [*tokens, *way]
-                if len(reached) > limit or not at.consume_tokens(way):
-                    continue
-                end = _end_of(at, tail)
-                if end is not None and len(reached) + len(end) <= limit:
-                    return [*reached, *end]
-                found.setdefault(vocabulary.masks([at]).tobytes(), (reached, at))
-        level = list(found.values())
+    return None
+
+
+def _search(vocabulary: Vocabulary, state: LLMatcher, tail: Sequence[int]) -> list[int] | None:
+    """Returns a way to an end, looking on from `_MOST_STATES` states at most; None if none is found.
+
+    A state comes the earlier, the fewer steps away it is and the earlier each step's way stands in `_ways`. (Nothing
+    says that two states are the same one: states that permit the same tokens may differ in what is permitted later.)
+    """
+    ahead: list[tuple[int, int, list[int], LLMatcher]] = [(0, 0, [], state)]
+    seen = 1
+    for _ in range(_MOST_STATES):
+        if not ahead:
+            break
+        cost, _, tokens, before = heapq.heappop(ahead)
+        for rank, way in enumerate(_ways(vocabulary, before)):
+            at = before.deep_copy()
+            if not at.consume_tokens(way):
+                continue
+            if (end := _end_of(at, tail)) is not None:
+                return [*tokens, *way, *end]
+            heapq.heappush(ahead, (cost + 1 + rank, seen, [*tokens, *way], at))
+            seen += 1
     return None
 
 
@@ -333,12 +339,12 @@ def _end_of(state: LLMatcher, tail: Sequence[int]) -> Sequence[int] | None:
 
 def _ways(vocabulary: Vocabulary, state: LLMatcher) -> list[list[int]]:
     """Returns what is forced, else tokens that may stand next (`Vocabulary.ways_on`)."""
-    if forced := _forced(state):
-        return [forced]
+    if following := forced(state):
+        return [following]
     return [[token] for token in vocabulary.ways_on(vocabulary.masks([state])[0])]
 
 
-def _forced(state: LLMatcher) -> list[int]:
+def forced(state: LLMatcher) -> list[int]:
     """Returns the tokens by which every text goes on, as far as they are the same in all."""
-    forced = state.compute_ff_tokens()
-    return forced[: state.validate_tokens(forced)]
+    following = state.compute_ff_tokens()
+    return following[: state.validate_tokens(following)]

@@ -21,8 +21,9 @@ from medtune_jax.data.tokenizer import Tokenizer, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.generate.answering import answer_rows, ways_of
 from medtune_jax.generate.decoding import Decoding
+from medtune_jax.generate.derivation import Derivation
 from medtune_jax.generate.engine import Engine, GrammarRequest
-from medtune_jax.generate.matcher import Derivation, Vocabulary, vocabulary_of
+from medtune_jax.generate.matcher import Vocabulary, vocabulary_of
 from medtune_jax.generate.results import Generation
 from medtune_jax.generate.sampling import Greedy, Sample
 from medtune_jax.model.llama import init_params
@@ -94,7 +95,7 @@ def random_texts(vocabulary: Vocabulary, grammar: Grammar, limits: Sequence[int]
 @pytest.mark.parametrize("name", TASKS)
 def test_a_model_that_writes_anything_writes_nothing_malformed(name: str, seed: int) -> None:
     task, vocabulary = TASKS[name], vocabulary_of(TOKENIZER)
-    least = len(vocabulary.language(task.grammar(""), " ", " \n").least or ())
+    least = len(vocabulary.language(task.grammar(""), " ", " \n").least)
     limits = [least, least + 1, least + 2, *range(least + 3, least + 60, 4)]
     texts = random_texts(vocabulary, task.grammar(""), limits, random.Random(seed))
     assert all(task.parse(text, "").status == "exact" for text in texts)
@@ -107,6 +108,9 @@ def test_real_tokenizers_spell_what_the_grammar_accepts(folder: str, shared_data
     prompt = encode_prompt(tokenizer, TRAIN, "Find.", "x")
     for text in random_texts(vocabulary, task.grammar(""), [64, 96, 128], random.Random(0)):
         assert task.parse(text, "").status == "exact"
+    for grammar in (regex("Answer: [AB]"), DRUG):
+        texts = random_texts(vocabulary, grammar, [64] * 8, random.Random(0))
+        assert all(json.loads(text) if grammar is DRUG else text in ("Answer: A", "Answer: B") for text in texts)
     language = vocabulary.language(task.grammar(""), " ", " \n")
     gold = task.render(("", ((("α-synuclein",), ("x",)), (("naïve \u3000 \"5\" µg\n/\x00",),))))[1]  # fmt: skip
     ids = tokenizer.encode("\n" + TRAIN.completion(gold))[len(tokenizer.encode("\n")) :]
@@ -194,12 +198,94 @@ def test_a_budget_that_holds_no_text_is_named_and_nothing_is_computed(engine: En
     assert engine.work.passes == before
 
 
-@pytest.mark.parametrize("pattern", [r"a.*b", r"[A-Z]{3}-[0-9]{4}", r"(x|yz)+\n?", r"[^.]*\.", "a+"])
-@pytest.mark.parametrize("limit", [10, 13])
-def test_any_regular_expression_is_closed_in_time(pattern: str, limit: int) -> None:
-    for seed in range(5):
-        (text,) = random_texts(vocabulary_of(TOKENIZER), regex(pattern), [limit], random.Random(seed))
-        assert re.fullmatch(pattern, text)
+def schema(**keywords: object) -> Grammar:
+    return Grammar("json_schema", json.dumps(keywords))
+
+
+DRUG = schema(
+    type="object",
+    properties={"drug": {"type": "string"}, "dose": {"type": "integer"}, "flag": {"type": "boolean"}},
+    required=["drug", "dose", "flag"],
+)
+NUMBERS = schema(type="array", items={"type": "number"}, minItems=8)
+CLOSED = [
+    (regex(r"a.*b"), "ab"),
+    (regex(r"[A-Z]{3}-[0-9]{4}"), "AAA-0000"),
+    (regex(r"(x|yz)+\n?"), "x"),
+    (regex(r"[^.]*\."), "."),
+    (regex("a+"), "a"),
+    (regex(r".*\.(jpg|png)"), ".jpg"),
+    (regex(r"(?s).*Answer: (yes|no|maybe)"), "Answer: no"),
+    (regex(r"[a-z ]+ because [a-z ]+\."), "a because a."),
+    (regex(r".{0,300}\n\nFinal: (?<letter>[A-E])"), "\n\nFinal: A"),
+    (regex(r"[a-z&&[^a]]+!"), "b!"),  # Rust's syntax alone: searched
+    (NUMBERS, "[0, 0, 0, 0, 0, 0, 0, 0]"),
+    (DRUG, '{"drug": "", "dose": 0, "flag": true}'),
+    (schema(type="string", pattern=r"^.*@x\.org$"), '"@x.org"'),
+    (schema(type="number", exclusiveMinimum=0.5, maximum=0.75), "0.75"),
+    (schema(type="integer", multipleOf=7, minimum=1000), "1001"),
+    (schema(**{"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"enum": ["ab", "b"]}, {"$ref": "#/$defs/a"}]}}}), '"b"'),
+    (Grammar("json_schema", "true"), "0"),
+]
+
+
+@pytest.mark.parametrize(("grammar", "least"), CLOSED, ids=[least for _, least in CLOSED])
+def test_any_grammar_is_closed_in_time_once_the_limit_holds_its_least_text(grammar: Grammar, least: str) -> None:
+    vocabulary = vocabulary_of(TOKENIZER)
+    language = vocabulary.language(grammar, " ", " \n")
+    assert vocabulary.text(language.least) == f" {least} \n"
+    limits = [len(language.least) + more for more in (0, 1, 5, 20)]
+    for text in random_texts(vocabulary, grammar, limits, random.Random(0)):
+        assert vocabulary.completes(language.start, vocabulary.inside(f" {text} \n"))
+        if grammar.kind == "json_schema":
+            json.loads(text)
+        elif "&&" not in grammar.text:
+            assert re.fullmatch(grammar.text.replace("(?<", "(?P<"), text)
+
+
+def test_a_closing_keeps_what_was_written() -> None:
+    vocabulary = vocabulary_of(TOKENIZER)
+    language = vocabulary.language(regex(r"[a-z]+, Answer: (yes|no)"))
+    text = Derivation(vocabulary, language, 30)
+    Derivation.settle(vocabulary, [text])
+    while not text.done:
+        text.choose(vocabulary.inside("q")[0])
+        Derivation.settle(vocabulary, [text])
+    assert re.fullmatch("q{14,}, Answer: no", vocabulary.text(text.tokens))
+
+
+class Trimming(LongestMatch):
+    """As sentencepiece's common settings: spaces at a text's end are dropped, those in a row are made one."""
+
+    def encode_batch_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+        return super().encode_batch_with_offsets([re.sub(" +", " ", text).removesuffix(" ") for text in texts])
+
+
+TRIMMING = Trimming([" A", "Ans", "wer", "\n\n", "\n ", ".\n", '": ', '", "', " t", "rue"])
+
+
+@pytest.mark.parametrize("text", [" ", "  x ", "\n", "\n\n", " \n ", ". ", "Answer: ", '{"drug": "'])
+def test_forced_text_is_spelled_whole_by_a_tokenizer_that_trims_and_merges(text: str) -> None:
+    vocabulary = vocabulary_of(TRIMMING)
+    assert vocabulary.text(vocabulary.inside(text)) == text
+
+
+@pytest.mark.parametrize(
+    "grammar", [regex("Answer: [AB]"), regex(r"(a|b)\n\n (x|y)  z"), DRUG, NUMBERS], ids=lambda one: one.text[:12]
+)
+def test_a_tokenizer_that_trims_and_merges_never_leads_where_the_grammar_does_not(grammar: Grammar) -> None:
+    vocabulary = vocabulary_of(TRIMMING)
+    language = vocabulary.language(grammar, " ", " \n")
+    texts = random_texts(vocabulary, grammar, [len(language.least), 60, 61, 62], random.Random(1))
+    assert all(vocabulary.completes(language.start, vocabulary.inside(f" {text} \n")) for text in texts)
+
+
+def test_a_step_that_the_grammar_refuses_is_told_without_the_parsers_state() -> None:
+    vocabulary = vocabulary_of(TOKENIZER)
+    text = Derivation(vocabulary, vocabulary.language(regex("[ab]c")), 9)
+    with pytest.raises(UserError, match="cannot be followed") as told:
+        text.choose(vocabulary.inside("z")[0])
+    assert "<state>" not in str(told.value) and len(str(told.value)) < 200
 
 
 def test_special_ids_and_padding_are_never_chosen() -> None:
@@ -287,6 +373,12 @@ def test_a_json_schema_is_answered_on_one_line_by_its_instances(engine: Engine) 
         (regex("(?=a)b"), "look-around"),
         (Grammar("json_schema", "{"), "not JSON"),
         (Grammar("json_schema", "[]"), "not a JSON object"),
+        (Grammar("json_schema", "false"), "nothing is an instance"),
+        (Grammar("json_schema", '{"x-guidance": {}}'), "x-guidance"),
+        (
+            Grammar("json_schema", '{"properties": {"a": {"$ref": "#"}}, "required": ["a"], "type": "object"}'),
+            "No text",
+        ),
         (Grammar("json_schema", '{"type": "strange"}'), "strange"),
     ],
 )
