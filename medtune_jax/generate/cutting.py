@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 import numpy as np
 
@@ -22,13 +23,20 @@ def viable_options(allowed: Allowed) -> list[tuple[str, ...]]:
     Raises:
       ValueError: `follows` permits no output at all.
     """
+
+    @cache  # most slots of a row have the same options
+    def following(before: tuple[str | None, ...], options: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(o for o in options if any(allowed.permits(earlier, o) for earlier in before))
+
+    @cache
+    def leading(options: tuple[str, ...], after: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(o for o in options if any(allowed.permits(o, later) for later in after))
+
     options = [slot.options for slot in allowed.slots]
     for index in range(len(options)):
-        before = options[index - 1] if index else (None,)
-        options[index] = tuple(o for o in options[index] if any(allowed.permits(earlier, o) for earlier in before))
+        options[index] = following(options[index - 1] if index else (None,), options[index])
     for index in reversed(range(len(options) - 1)):
-        after = options[index + 1]
-        options[index] = tuple(o for o in options[index] if any(allowed.permits(o, later) for later in after))
+        options[index] = leading(options[index], options[index + 1])
     if not all(options):
         raise ValueError("`follows` permits no output at all")
     return options
@@ -49,9 +57,11 @@ def ending_options(allowed: Allowed, viable: Sequence[tuple[str, ...]], between:
     """Returns, per slot, the options behind which the output ends: only empty options, and no text, may follow."""
     ends = [frozenset(viable[-1])] if viable else []
     for options, forced, after in zip(viable[-2::-1], between[::-1], viable[:0:-1], strict=True):
+        if forced:
+            ends.append(frozenset())
+            continue
         written = [later for later in after if later or later not in ends[-1]]  # with which the output goes on
-        ending = [o for o in options if not forced and not any(allowed.permits(o, later) for later in written)]
-        ends.append(frozenset(ending))
+        ends.append(frozenset(o for o in options if not any(allowed.permits(o, later) for later in written)))
     return ends[::-1]
 
 

@@ -265,10 +265,12 @@ def longest_output(pieces: Sequence[Piece]) -> int:
     longest: dict[str | None, int] = {None: 0}  # by the last option of the way so far
     for piece in pieces:
         longer: dict[str | None, int] = {}
+        added = [len(tokens) for tokens in piece.tokens]
         for previous, length in longest.items():
             for index in piece.permitted(previous):
                 last = last_option(piece.options[index], previous)
-                longer[last] = max(longer.get(last, 0), length + len(piece.tokens[index]))
+                if longer.get(last, -1) < length + added[index]:
+                    longer[last] = length + added[index]
         longest = longer
     return max(longest.values())
 
