@@ -2,6 +2,8 @@
 
 In each pass the host says which tokens may stand next (matcher.py) and the device chooses among them. What is forced is
 no decision: it goes through the model in the pass of the next decision, or with the prompt where the text begins by it.
+The host's part comes between the device's passes, not beside them: of a pass of 32 rows 4 ms, of 256 rows 22 ms (32,000
+pieces, extraction's grammar, 2 cores).
 
 The model was tuned to write `template.completion(output)`, so what the template puts around the output belongs to the
 grammar; mostly it is forced. The prompt is encoded alone, as in free decoding.
