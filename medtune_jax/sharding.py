@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -122,6 +122,18 @@ def rows_divide(rows: int) -> bool:
     """Returns whether there is a mesh of several devices in context whose data axes share out `rows` evenly."""
     mesh = jax.sharding.get_abstract_mesh()
     return mesh.size > 1 and rows % math.prod(mesh.shape[axis] for axis in BATCH_AXES) == 0
+
+
+def by_rows(run: Callable[..., Any], *arrays: jax.Array) -> Any:
+    """Returns run(*arrays), arrays [B, ...], computed by each device of the mesh in context on its own rows.
+
+    For what a row alone decides and the compiler would not split (top_k: it gathers the rows of all devices). `run`
+    sees a row's other dimensions whole; without a mesh, or where the rows do not divide, whole arrays.
+    """
+    if not rows_divide(arrays[0].shape[0]):
+        return run(*arrays)
+    rows = PartitionSpec(BATCH_AXES)
+    return jax.shard_map(run, in_specs=rows, out_specs=rows, check_vma=False)(*arrays)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -117,6 +117,26 @@ def check_template(name: str, sha256: object, where: Path, *, force: bool) -> st
     )
 
 
+def warn_of_further_ends(folder: str | Path, eos_id: int) -> None:
+    """Warns where generation_config.json names tokens that end a text beside `eos_id`: decoding ends with that alone.
+
+    A file that is missing or damaged names none: nothing else is read from it.
+    """
+    try:
+        named = json.loads((Path(folder) / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    others = [one for one in (named if isinstance(named, list) else [named]) if one not in (eos_id, None)]
+    if others:
+        logging.getLogger(__name__).warning(
+            "%s: generation_config.json ends texts with %s too; here the tokenizer's end, %d, alone ends them. "
+            "A stop string ends a text at another.",
+            folder,
+            ", ".join(map(str, others)),
+            eos_id,
+        )
+
+
 def load_params(
     folder: str | Path,
     config: LlamaConfig,

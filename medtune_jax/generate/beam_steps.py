@@ -21,7 +21,7 @@ from medtune_jax.generate.decode import through, vocabulary_logits
 from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attend_visible
 from medtune_jax.model.llama import LlamaConfig, Params, layer, rope_angles
-from medtune_jax.sharding import constrain
+from medtune_jax.sharding import by_rows, constrain
 
 NEVER = -1e9  # score of beams 2..n before the first step, when all would write the same: transformers' value
 
@@ -102,14 +102,14 @@ def beam_steps(
         visible_BnT |= place_Bn[:, :, None] == places_T
         logits_BnV, cache = _forward(weights, config, token_Bn, start_B + count, place_Bn, visible_BnT, cache)
 
-        sum_Bc, parent_Bc, token_Bc, finite_B = _candidates(logits_BnV, was.score_Bn)
+        sum_Bc, parent_Bc, token_Bc, finite_B = by_rows(_candidates, logits_BnV, was.score_Bn)
         last_B = count + 1 >= limit_B
         ends_Bc = (token_Bc == eos_id) | last_B[:, None]
-        score_Bn, kept_Bn = jax.lax.top_k(jnp.where(ends_Bc, -jnp.inf, sum_Bc), beams)
+        score_Bn, kept_Bn = _highest(jnp.where(ends_Bc, -jnp.inf, sum_Bc), beams)
 
         # Only the first n candidates may end; the others are there to go on in their place.
         new_Bn = jnp.where(ends_Bc[:, :beams], sum_Bc[:, :beams] / penalty_BN[:, step, None], -jnp.inf)
-        best_Bn, from_Bn = jax.lax.top_k(jnp.concatenate([was.best_Bn, new_Bn], axis=1), beams)
+        best_Bn, from_Bn = _highest(jnp.concatenate([was.best_Bn, new_Bn], axis=1), beams)
         fresh_Bn = jnp.broadcast_to(beams + step * beams + jnp.arange(beams), (batch, beams))
         origin_Bn = _take(jnp.concatenate([was.origin_Bn, fresh_Bn], axis=1), from_Bn)
 
@@ -203,6 +203,10 @@ def _forward(
     x_BnD, cache = through(weights, x_BnD, cache, run)
     logits_RV = vocabulary_logits(weights, x_BnD.reshape(batch * beams, -1), config)
     return logits_RV.reshape(batch, beams, -1), cache
+
+
+def _highest(x_Bm: jax.Array, count: int) -> tuple[jax.Array, jax.Array]:
+    return by_rows(lambda own_Bm: jax.lax.top_k(own_Bm, count), x_Bm)
 
 
 def _take(x_Bm: jax.Array, index_Bk: jax.Array) -> jax.Array:

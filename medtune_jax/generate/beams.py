@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from medtune_jax.errors import UserError
 from medtune_jax.generate.beam_steps import NEVER, Steps, beam_steps
-from medtune_jax.generate.budget import default_slots
+from medtune_jax.generate.budget import Step, default_slots
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.free import Prompt
 from medtune_jax.generate.results import Alternative, FinishReason, Generation, Results
@@ -19,26 +20,28 @@ from medtune_jax.generate.slots import Slots
 from medtune_jax.generate.template import NOT_FINITE
 
 _STEPS = 16  # tokens written between looks at which rows are done
+_MOST_DOUBLINGS = 90  # of a score by its length: NEVER times so much is still a float32, and a divisor by it no zero
 
 
 @dataclass
 class Search:
-    """A prompt under beam search, n beams; t tokens are written so far.
+    """A prompt under beam search, n beams.
 
     Attributes:
-      limit: tokens that it may be given, EOS included.
-      text_nt: the unfinished texts; beam_nt: which beam computed each position of their past; score_n: their sums of
-        log-probabilities.
+      limit: tokens that it may be given, EOS included; written: tokens written so far.
+      text_nL, beam_nL: the unfinished texts, and which beam computed each position of their past; [n, limit], of which
+        the first `written` are set. score_n: sums of their log-probabilities.
       finished: (score, tokens), best first.
     """
 
     index: int
     prompt: Sequence[int]
     limit: int
-    text_nt: np.ndarray
-    beam_nt: np.ndarray
+    text_nL: np.ndarray
+    beam_nL: np.ndarray
     score_n: np.ndarray
     finished: list[tuple[float, tuple[int, ...]]]
+    written: int = 0
 
     @property
     def filled(self) -> Sequence[int]:
@@ -47,10 +50,6 @@ class Search:
     @property
     def need(self) -> int:
         return len(self.prompt) - 1 + self.limit * len(self.score_n)
-
-    @property
-    def written(self) -> int:
-        return self.text_nt.shape[1]
 
 
 def search(
@@ -63,9 +62,11 @@ def search(
     """
     if 2 * method.num_beams > core.config.vocab_size:
         raise UserError(f"num_beams {method.num_beams} is more than half of the {core.config.vocab_size} tokens.")
+    _check_length_penalty(method.length_penalty, max((prompt.limit for prompt in prompts), default=1))
     rows = [_begun(prompt, method.num_beams) for prompt in prompts]
     usual = max(1, default_slots(core.ways) // method.num_beams) if batch_size is None else None
-    batch_size, prefixes = core.batch_size(rows, batch_size, most=usual), core.prefixes(rows)
+    step = Step(method.num_beams, method.num_beams)
+    batch_size, prefixes = core.batch_size(rows, batch_size, step=step, most=usual), core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
         slots = core.slots(group, batch_size, prefixes=prefixes)
         while slots.admit():
@@ -77,11 +78,20 @@ def search(
                     slots.free(slot)
 
 
+def _check_length_penalty(penalty: float, longest: int) -> None:
+    most = _MOST_DOUBLINGS / math.log2(max(2, longest))
+    if abs(penalty) > most:
+        raise UserError(
+            f"length_penalty {penalty}: a text of up to {longest} tokens would be scored by {longest} ** {penalty}, "
+            f"which float32 does not hold. Choose one from {-most:.1f} to {most:.1f}; 1 scores by the mean."
+        )
+
+
 def _begun(prompt: Prompt, beams: int) -> Search:
-    nothing_nt = np.zeros((beams, 0), np.int32)
+    blank_nL = np.zeros((beams, prompt.limit), np.int32)
     score_n = np.full(beams, NEVER, np.float32)
     score_n[0] = 0
-    return Search(prompt.index, prompt.prompt, prompt.limit, nothing_nt, nothing_nt, score_n, [])
+    return Search(prompt.index, prompt.prompt, prompt.limit, blank_nL, blank_nL.copy(), score_n, [])
 
 
 def _advance(core: Core, slots: Slots[Search], method: Beam) -> Steps:
@@ -95,14 +105,14 @@ def _advance(core: Core, slots: Slots[Search], method: Beam) -> Steps:
     for slot, row in slots.active():
         start = len(row.prompt) - 1
         start_B[slot], count_B[slot], limit_B[slot] = start, row.written, row.limit
-        token_Bn[slot] = row.text_nt[:, -1] if row.written else row.prompt[-1]
+        token_Bn[slot] = row.text_nL[:, row.written - 1] if row.written else row.prompt[-1]
         score_Bn[slot] = row.score_n
         best_Bn[slot, : len(row.finished)] = [score for score, _ in row.finished]
         length_N = np.arange(row.written + 1, row.written + 1 + _STEPS, dtype=np.float64)
         penalty_BN[slot] = length_N**method.length_penalty
         farthest = method.early_stopping == "never" and method.length_penalty > 0
         hope_BN[slot] = float(row.limit) ** method.length_penalty if farthest else penalty_BN[slot]
-        past_nt = start + beams * np.arange(row.written) + row.beam_nt
+        past_nt = start + beams * np.arange(row.written) + row.beam_nL[:, : row.written]
         visible_BnT[slot, :, :start] = True
         visible_BnT[slot, np.arange(beams)[:, None], past_nt] = True
     slots.cache, on_device = beam_steps(
@@ -135,24 +145,35 @@ def _advance(core: Core, slots: Slots[Search], method: Beam) -> Steps:
 
 def _follow(row: Search, slot: int, steps: Steps) -> None:
     """Writes down what the steps did with a row's texts."""
-    beams = len(row.score_n)
-    texts = dict(enumerate(tokens for _, tokens in row.finished))  # by origin
-    for step in range(int(steps.used_B[slot])):
-        parent_c, token_c = steps.parent_BNc[slot, step], steps.token_BNc[slot, step]
-        first = beams + step * beams  # origin of the step's best candidate
-        for rank in steps.origin_Bn[slot] - first:
-            if 0 <= rank < beams:
-                texts[first + rank] = (*row.text_nt[parent_c[rank]].tolist(), int(token_c[rank]))
-        kept_n = steps.kept_BNn[slot, step]
-        parent_n = parent_c[kept_n]
-        row.text_nt = np.concatenate([row.text_nt[parent_n], token_c[kept_n, None]], axis=1)
-        row.beam_nt = np.concatenate([row.beam_nt[parent_n], parent_n[:, None]], axis=1)
+    beams, written, used = len(row.score_n), row.written, int(steps.used_B[slot])
+    parent_Nc, token_Nc, kept_Nn = (x[slot] for x in (steps.parent_BNc, steps.token_BNc, steps.kept_BNn))
+    old_nL = row.text_nL
+
+    def traced(beam_n: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns (the beams before the first step that these were after `count` steps, tokens and beams between)."""
+        token_ns, parent_ns = np.zeros((2, len(beam_n), count), np.int32)
+        for step in reversed(range(count)):
+            chosen_n = kept_Nn[step, beam_n]
+            token_ns[:, step], parent_ns[:, step] = token_Nc[step, chosen_n], parent_Nc[step, chosen_n]
+            beam_n = parent_ns[:, step]
+        return beam_n, token_ns, parent_ns
+
+    def ended(step: int, rank: int) -> tuple[int, ...]:
+        first_n, token_ns, _ = traced(parent_Nc[step, rank : rank + 1], step)
+        return (*old_nL[first_n[0], :written].tolist(), *token_ns[0].tolist(), int(token_Nc[step, rank]))
+
+    finished = []
+    for score, origin in zip(steps.best_Bn[slot], steps.origin_Bn[slot].tolist(), strict=True):
+        if score > -np.inf:
+            text = row.finished[origin][1] if origin < beams else ended(*divmod(origin - beams, beams))
+            finished.append((float(score), text))
+    first_n, token_ns, parent_ns = traced(np.arange(beams), used)
+    for held_nL, new_ns in ((row.text_nL, token_ns), (row.beam_nL, parent_ns)):
+        held_nL[:, :written] = held_nL[first_n, :written]
+        held_nL[:, written : written + used] = new_ns
+    row.written += used
     row.score_n = np.asarray(steps.score_Bn[slot])
-    row.finished = [
-        (float(score), texts[int(origin)])
-        for score, origin in zip(steps.best_Bn[slot], steps.origin_Bn[slot], strict=True)
-        if score > -np.inf
-    ]
+    row.finished = finished
 
 
 def _answer(core: Core, row: Search, method: Beam) -> Generation:

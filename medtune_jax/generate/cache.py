@@ -94,30 +94,41 @@ def resize(cache: Cache, length: int) -> Cache:
 
 def write(full: Stored, new_BNKE: jax.Array, positions_BN: jax.Array) -> Stored:
     """Returns the cache of a layer with new tokens of every slot; positions beyond its end are dropped."""
-    rows_B1 = jnp.arange(new_BNKE.shape[0])[:, None]
-    new_BNKE, scale_BNK = _as_stored(new_BNKE, full)
     values, scale = heads_first(full)
-    values = values.at[rows_B1, :, positions_BN].set(new_BNKE)
-    if scale is None or scale_BNK is None:
+    new_values, new_scale = heads_first(as_stored(new_BNKE, values.dtype))
+    values = _write_each(values, new_values, positions_BN)
+    if scale is None or new_scale is None:
         return _store(Stored(values))
     if positions_BN.shape[1] > 1:
-        return _store(Stored(values, scale.at[rows_B1, :, positions_BN].set(scale_BNK)))
+        return _store(Stored(values, _write_each(scale, new_scale, positions_BN)))
     # All scales are small beside the values; of a scatter a TPU would pad each to 128 lanes, 32 times its size.
     here_B1T = jnp.arange(scale.shape[2]) == positions_BN[:, :, None]
-    return _store(Stored(values, jnp.where(here_B1T, scale_BNK[:, 0, :, None], scale)))
+    return _store(Stored(values, jnp.where(here_B1T, new_scale, scale)))
 
 
-@partial(jax.jit, donate_argnames=("full",))
-def fill(full: Stored, new_RSKE: jax.Array, slots_R: jax.Array) -> Stored:
-    """Returns the cache of a layer, which is donated, with new keys or values at the first positions of some slots."""
-    new_RSKE, scale_RSK = _as_stored(new_RSKE, full)
-    scale_RKS = None if scale_RSK is None else jnp.swapaxes(scale_RSK, 1, 2)
-    return _put(full, Stored(jnp.swapaxes(new_RSKE, 1, 2), scale_RKS), slots_R)
+@jax.vmap  # and no index of the slot: by it the compiler would send what is written to every device
+def _write_each(full_KT: jax.Array, new_KN: jax.Array, positions_N: jax.Array) -> jax.Array:
+    return full_KT.at[:, positions_N].set(new_KN)
+
+
+def as_stored(new_BNKE: jax.Array, dtype: Any) -> Stored:
+    """Returns new keys or values as a cache of this dtype holds them, a cache of N positions."""
+    new_BKNE = jnp.swapaxes(new_BNKE, 1, 2)
+    if dtype != jnp.int8:
+        return _store(Stored(new_BKNE.astype(dtype)))
+    new_BKNE = new_BKNE.astype(jnp.float32)
+    scale_BKN = jnp.max(jnp.abs(new_BKNE), axis=-1) / _LARGEST
+    steps_BKNE = new_BKNE / jnp.where(scale_BKN > 0, scale_BKN, 1.0)[..., None]
+    return _store(Stored(jnp.round(steps_BKNE).astype(jnp.int8), scale_BKN))
 
 
 def copy_in(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
     """Returns the cache of a layer with what is stored in `part` at the beginning of some slots."""
-    return _put(full, heads_first(part), slots_R)
+    put = jax.tree.map(lambda x, new: x.at[slots_R, :, : new.shape[2]].set(new), heads_first(full), heads_first(part))
+    return _store(put)
+
+
+fill = jax.jit(copy_in, donate_argnames=("full",))  # on its own; `full` is given up
 
 
 def copy_out(full: Stored, slots_R: jax.Array, length: int) -> Stored:
@@ -136,21 +147,6 @@ def _cut(full: Stored, length: int) -> Stored:
         return jnp.pad(x[:, :, :length], ((0, 0), (0, 0), (0, extra), *((0, 0),) * (x.ndim - 3)))
 
     return _store(jax.tree.map(cut, heads_first(full)))
-
-
-def _put(full: Stored, part: Stored, slots_R: jax.Array) -> Stored:
-    """Returns the cache of a layer with `part`, heads first, at the beginning of some slots."""
-    return _store(jax.tree.map(lambda x, new: x.at[slots_R, :, : new.shape[2]].set(new), heads_first(full), part))
-
-
-def _as_stored(new_BNKE: jax.Array, full: Stored) -> tuple[jax.Array, jax.Array | None]:
-    """Returns new keys or values as the cache holds them, and their scales [B, N, K] where it has some."""
-    if full.scale is None:
-        return new_BNKE.astype(full.values.dtype), None
-    new_BNKE = new_BNKE.astype(jnp.float32)
-    scale_BNK = jnp.max(jnp.abs(new_BNKE), axis=-1) / _LARGEST
-    steps_BNKE = new_BNKE / jnp.where(scale_BNK > 0, scale_BNK, 1.0)[..., None]
-    return jnp.round(steps_BNKE).astype(jnp.int8), scale_BNK
 
 
 def _store(stored: Stored) -> Stored:

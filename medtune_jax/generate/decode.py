@@ -7,6 +7,8 @@ stand at any positions. Dimensions as in model/llama.py; here B are slots, T cac
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -14,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtune_jax.generate.cache import Cache, Stored, copy_in, copy_out, fill, heads_first, write
+from medtune_jax.generate.cache import Cache, Stored, as_stored, copy_in, copy_out, fill, heads_first, write
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attention as attend_segments
@@ -33,13 +35,15 @@ Rope = tuple[jax.Array, jax.Array]
 
 NOT_A_TOKEN = -2
 
+LOGITS = 512  # positions whose logits [V] are held at a time, where there are many
 
-def most_drafts() -> int | None:
-    """Returns how many drafts one pass should hold at most; None = no such limit.
 
-    On the CPU more than 8 are not faster per row: they only pad shorter drafts to longer ones.
+def most_drafts(width: int = 16) -> int | None:
+    """Returns how many drafts of at least `width` tokens one pass should hold at most; None = no such limit.
+
+    On the CPU more than 128 tokens are not faster per token: more drafts only pad shorter ones to longer ones.
     """
-    return 8 if jax.default_backend() == "cpu" else None
+    return max(1, 128 // width) if jax.default_backend() == "cpu" else None
 
 
 def prefill(
@@ -61,8 +65,9 @@ def prefill(
     lengths, slots = jnp.asarray(lengths_R), jnp.asarray(slots_R)
 
     def run(layer_weights: Params, x: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
-        x, k_RSKE, v_RSKE = _prefill_layer(layer_weights, x, rope=rope, lengths_R=lengths, config=config)
-        return x, fill(keys, k_RSKE, slots), fill(values, v_RSKE, slots)
+        dtype = keys.values.dtype
+        x, k, v = _prefill_layer(layer_weights, x, rope=rope, lengths_R=lengths, config=config, dtype=dtype)
+        return x, fill(keys, k, slots), fill(values, v, slots)
 
     return through(weights, x_RSD, cache, run)[1]
 
@@ -84,17 +89,16 @@ def prefill_behind(
     Args:
       begun: the keys and values of beginnings, one in each slot; entries_R: the slot of each prompt's.
       tokens_RN: int32, right-padded, the rest of each prompt; start_R: tokens before it.
-      length: positions that are written: of the longest prompt, rounded up.
+      length: positions that are computed with, at least those of the longest prompt.
     """
     x_RND, rope = _embed(weights, tokens_RN, start_R, config=config)
-    where = {"entries_R": jnp.asarray(entries_R), "slots_R": jnp.asarray(slots_R), "start_R": jnp.asarray(start_R)}
+    entries, start, slots = jnp.asarray(entries_R), jnp.asarray(start_R), jnp.asarray(slots_R)
     beginnings = zip(begun.k, begun.v, strict=True)
 
     def run(layer_weights: Params, x: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
-        layer_begun = next(beginnings)
-        return _behind_layer(
-            layer_weights, x, keys, values, *layer_begun, rope=rope, **where, length=length, config=config
-        )
+        own = (_taken_out(layer_begun, entries, length=length) for layer_begun in next(beginnings))
+        x, *own = _draft_layer(layer_weights, x, *own, rope=rope, start_B=start, config=config)
+        return x, *(_put_in(full, part, slots) for full, part in zip((keys, values), own, strict=True))
 
     return through(weights, x_RND, cache, run)[1]
 
@@ -133,8 +137,6 @@ def decode_steps(
     """
     batch = token_B.shape[0]
 
-    slots_B = jnp.arange(batch)
-
     def unfinished(state: tuple[Any, ...]) -> jax.Array:
         step, _, done_B, *_ = state
         return (step < steps) & (jnp.sum(done_B) < (batch if enough is None else enough))
@@ -146,16 +148,21 @@ def decode_steps(
         next_B = jnp.where(jnp.isfinite(jnp.max(logits_BV, axis=-1)), next_B, NOT_A_TOKEN)
         chosen_BN = chosen_BN.at[:, step].set(jnp.where(done_B, -1, next_B))
         done_B |= (next_B == eos_id) | (next_B == NOT_A_TOKEN) | (count_B + step + 1 >= limit_B)
-        seen_BV = None if seen_BV is None else seen_BV.at[slots_B, next_B].set(True)
+        seen_BV = None if seen_BV is None else _see(seen_BV, next_B[:, None])
         return step + 1, next_B, done_B, chosen_BN, seen_BV, cache
 
     seen_BV = None
     if texts_BT is not None:
-        seen_BV = jnp.zeros((batch, weights.head.shape[1]), bool).at[slots_B[:, None], texts_BT].set(True, mode="drop")
+        seen_BV = _see(jnp.zeros((batch, weights.head.shape[1]), bool), texts_BT)
     chosen_BN = jnp.full((batch, steps), -1, jnp.int32)
     start = (jnp.int32(0), token_B, count_B >= limit_B, chosen_BN, seen_BV, cache)
     _, _, _, chosen_BN, _, cache = jax.lax.while_loop(unfinished, advance, start)
     return cache, constrain(chosen_BN, None, None)  # whole on every process: each reads it
+
+
+@jax.vmap  # and no index of the slot: by it the compiler would send every slot's tokens to all devices
+def _see(seen_V: jax.Array, tokens_N: jax.Array) -> jax.Array:
+    return seen_V.at[tokens_N].set(True, mode="drop")
 
 
 def draft_logits(
@@ -167,7 +174,6 @@ def draft_logits(
     columns_U: np.ndarray,
     *,
     config: LlamaConfig,
-    normalised: bool = False,
 ) -> tuple[Cache, jax.Array]:
     """One pass over drafted continuations; logits only where something is decided, and only of what may stand there.
 
@@ -175,13 +181,12 @@ def draft_logits(
       tokens_BN: int32, tokens at positions start_B, start_B + 1, ... (right-padded); all before is in the cache, which
         is donated.
       where_BM: indices into N of the predicting positions; columns_U: token ids.
-      normalised: return log-probabilities over the whole vocabulary instead.
 
     Returns:
       (cache, float32 logits [B, M, U]).
     """
     cache, x_BND = draft_hidden(weights, cache, tokens_BN, start_B, config=config)
-    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config, normalised=normalised)
+    return cache, _chosen_logits(weights, x_BND, where_BM, columns_U, config=config)
 
 
 def draft_hidden(
@@ -207,42 +212,31 @@ def _embed(
     return x_BND, rope_angles(positions_BN, config)
 
 
-@partial(jax.jit, static_argnames=("config",), donate_argnames=("x_RSD",))
+@partial(jax.jit, static_argnames=("config", "dtype"), donate_argnames=("x_RSD",))
 def _prefill_layer(
-    layer_weights: Params, x_RSD: jax.Array, *, rope: Rope, lengths_R: jax.Array, config: LlamaConfig
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    segments_RS = (jnp.arange(x_RSD.shape[1]) < lengths_R[:, None]).astype(jnp.int32)
-
-    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
-        return attend_segments(q, k, v, segments_RS, implementation="xla"), (k, v)
-
-    x_RSD, (k_RSKE, v_RSKE) = layer(x_RSD, layer_weights, config, rope, attend)
-    return x_RSD, k_RSKE, v_RSKE
-
-
-@partial(jax.jit, static_argnames=("length", "config"), donate_argnames=("x_RND", "keys", "values"))
-def _behind_layer(
-    layer_weights: Params,
-    x_RND: jax.Array,
-    keys: Stored,
-    values: Stored,
-    begun_keys: Stored,
-    begun_values: Stored,
-    *,
-    rope: Rope,
-    entries_R: jax.Array,
-    slots_R: jax.Array,
-    start_R: jax.Array,
-    length: int,
-    config: LlamaConfig,
+    layer_weights: Params, x_RSD: jax.Array, *, rope: Rope, lengths_R: jax.Array, config: LlamaConfig, dtype: Any
 ) -> tuple[jax.Array, Stored, Stored]:
-    """One layer over the rest of some prompts, in a small cache of their own that is then copied into their slots."""
-    positions_RN = start_R[:, None] + jnp.arange(x_RND.shape[1])
-    own = (copy_out(begun, entries_R, length) for begun in (begun_keys, begun_values))
-    x_RND, own_keys, own_values = _cached_layer(
-        layer_weights, x_RND, *own, rope=rope, positions_BN=positions_RN, config=config
-    )
-    return x_RND, copy_in(keys, own_keys, slots_R), copy_in(values, own_values, slots_R)
+    """One layer over whole prompts, and their keys and values as a cache of `dtype` holds them.
+
+    Of int8, what is held is attended, as by prompts whose beginnings are copied: sharing changes no answer.
+    """
+    positions_RS = jnp.broadcast_to(jnp.arange(x_RSD.shape[1]), x_RSD.shape[:2])
+
+    def attend(q: jax.Array, k: jax.Array, v: jax.Array) -> tuple[jax.Array, tuple[Stored, Stored]]:
+        held = as_stored(k, dtype), as_stored(v, dtype)
+        if dtype == jnp.int8:
+            return cached_attention(q, *heads_first(held[0]), *heads_first(held[1]), positions_RS), held
+        segments_RS = (positions_RS < lengths_R[:, None]).astype(jnp.int32)
+        return attend_segments(q, k, v, segments_RS, implementation="xla"), held
+
+    x_RSD, (keys, values) = layer(x_RSD, layer_weights, config, rope, attend)
+    return x_RSD, keys, values
+
+
+# The rest of a prompt is computed in a small cache of its own, so that its program does not depend on the length of the
+# slots; copying out of one cache and into another are programs of one line, which compile fast.
+_taken_out = jax.jit(copy_out, static_argnames=("length",))
+_put_in = jax.jit(copy_in, donate_argnames=("full",))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "keys", "values"))
@@ -260,7 +254,7 @@ def _draft_layer(
     return _cached_layer(layer_weights, x_BND, keys, values, rope=rope, positions_BN=positions_BN, config=config)
 
 
-@partial(jax.jit, static_argnames=("config", "normalised"))
+@partial(jax.jit, static_argnames=("config",))
 def _chosen_logits(
     weights: Weights,
     x_BND: jax.Array,
@@ -268,16 +262,24 @@ def _chosen_logits(
     columns_U: jax.Array,
     *,
     config: LlamaConfig,
-    normalised: bool,
 ) -> jax.Array:
     x_BMD = jnp.take_along_axis(x_BND, where_BM[:, :, None], axis=1)
     hidden_BMD = rms_norm(x_BMD, weights.norm, config.rms_norm_eps)
-    if normalised:
-        logits_BMV = jnp.matmul(hidden_BMD, weights.head, preferred_element_type=jnp.float32)
-        logits_BMU = jax.nn.log_softmax(mask_padding(logits_BMV, config), axis=-1)[:, :, columns_U]
-    else:
-        logits_BMU = jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
+    logits_BMU = jnp.matmul(hidden_BMD, weights.head[:, columns_U], preferred_element_type=jnp.float32)
     return constrain(logits_BMU, None, None, None)  # whole on every process: each reads it
+
+
+def in_blocks(run: Callable[[jax.Array], jax.Array], x_BND: jax.Array) -> jax.Array:
+    """Returns run(x [B, s, D]) of blocks of positions one after another, put together to [B, N, ...].
+
+    A block is of LOGITS positions of all slots together, or one in each slot where there are more slots: what `run`
+    makes of the vocabulary is never [B, N, V].
+    """
+    batch, width, size = x_BND.shape
+    block = math.gcd(width, max(1, LOGITS // batch))
+    blocks_nBsD = jnp.swapaxes(x_BND.reshape(batch, width // block, block, size), 0, 1)
+    found_nBs = jax.lax.map(run, blocks_nBsD)
+    return jnp.swapaxes(found_nBs, 0, 1).reshape(batch, width, *found_nBs.shape[3:])
 
 
 def through(weights: Weights, x_BND: jax.Array, cache: Cache, run: Any) -> tuple[jax.Array, Cache]:

@@ -10,6 +10,9 @@ import jax
 import jax.numpy as jnp
 
 from medtune_jax.errors import UserError
+from medtune_jax.sharding import by_rows
+
+_LEAST_TEMPERATURE = float(jnp.finfo(jnp.float32).tiny)  # what is less is 0 to a processor that flushes such numbers
 
 
 @dataclass(frozen=True)
@@ -76,22 +79,27 @@ class Sample:
 
         seen_BV: bool, the tokens that stand in each row already; None = no penalty.
         """
-        scaled_BV = penalised(logits_BV, seen_BV, self.repetition_penalty) / self.temperature
+        logits_BV = penalised(logits_BV, seen_BV, self.repetition_penalty)
+        below_BV = logits_BV - jnp.max(logits_BV, axis=-1, keepdims=True)  # none above 0: no division overflows upwards
+        scaled_BV = below_BV / max(self.temperature, _LEAST_TEMPERATURE)
         if self.top_k == 0 and self.top_p == 1:
-            return _draw(keys_B, self._cut(scaled_BV, jnp.max(scaled_BV, axis=-1, keepdims=True)))
-        kept = self.top_k or logits_BV.shape[-1]
-        sorted_Bk, tokens_Bk = jax.lax.top_k(scaled_BV, min(kept, logits_BV.shape[-1]))  # equals: lowest id first
+            return _draw(keys_B, self._cut(scaled_BV))
+        return by_rows(self._draw_of_likeliest, keys_B, scaled_BV)
+
+    def _draw_of_likeliest(self, keys_B: jax.Array, scaled_BV: jax.Array) -> jax.Array:
+        kept = min(self.top_k or scaled_BV.shape[-1], scaled_BV.shape[-1])
+        sorted_Bk, tokens_Bk = jax.lax.top_k(scaled_BV, kept)  # equals: lowest id first
         probability_Bk = jax.nn.softmax(sorted_Bk, axis=-1)
         before_Bk = jnp.cumsum(probability_Bk, axis=-1) - probability_Bk
         inside_Bk = (before_Bk < self.top_p).at[:, 0].set(True)
-        drawn_B = _draw(keys_B, self._cut(jnp.where(inside_Bk, sorted_Bk, -jnp.inf), sorted_Bk[:, :1]))
+        drawn_B = _draw(keys_B, self._cut(jnp.where(inside_Bk, sorted_Bk, -jnp.inf)))
         return jnp.take_along_axis(tokens_Bk, drawn_B[:, None], axis=-1)[:, 0].astype(jnp.int32)
 
-    def _cut(self, scaled_BN: jax.Array, top_B1: jax.Array) -> jax.Array:
-        """Returns the logits with -inf where min_p drops one; a ratio of probabilities is a difference of logits."""
+    def _cut(self, scaled_BN: jax.Array) -> jax.Array:
+        """Returns the logits, of which the highest is 0, with -inf where min_p drops one."""
         if self.min_p == 0:
             return scaled_BN
-        return jnp.where(scaled_BN - top_B1 >= math.log(self.min_p), scaled_BN, -jnp.inf)
+        return jnp.where(scaled_BN >= math.log(self.min_p), scaled_BN, -jnp.inf)
 
 
 @dataclass(frozen=True)

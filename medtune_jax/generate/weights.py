@@ -31,7 +31,9 @@ class Weights(NamedTuple):
 def decoding_mesh(mesh: Mesh, config: LlamaConfig) -> Mesh:
     """Returns a mesh to decode on over the devices of another, in their order.
 
-    As much `tensor` as the model's heads and widths divide by and a slice holds; the rest is `data`.
+    As much `tensor` as the model's heads and widths divide by and a slice holds; the rest is `data`. Whether the
+    weights then fit is not looked at: where they do not, give a mesh with more `tensor` than key-value heads, which
+    every device then holds whole.
     """
     slices = mesh.shape["dcn_data"]
     within = mesh.size // slices

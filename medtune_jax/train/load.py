@@ -16,7 +16,14 @@ from jax.sharding import Mesh
 
 from medtune_jax.config import LoraConfig, MeshConfig
 from medtune_jax.config_values import from_dict, read_json
-from medtune_jax.convert.hf_import import check_template, load_params, read_config, read_template, weights_sha256
+from medtune_jax.convert.hf_import import (
+    check_template,
+    load_params,
+    read_config,
+    read_template,
+    warn_of_further_ends,
+    weights_sha256,
+)
 from medtune_jax.data.tokenizer import Tokenizer, check_vocab, load_tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import LlamaConfig, Params, abstract_params
@@ -88,6 +95,7 @@ def load_model(
     config = read_config(folder, max_positions)
     tokenizer = load_tokenizer(folder)
     check_vocab(tokenizer, config.vocab_size)
+    warn_of_further_ends(folder, tokenizer.eos_id)
     template = read_template(folder, force=force_template)
     placed = _placed(mesh, config)
     params = load_params(folder, config, dtype, placed)

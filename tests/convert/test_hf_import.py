@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from medtune_jax.config import MeshConfig
 from medtune_jax.convert import safetensors_file
-from medtune_jax.convert.hf_import import load_params, read_config, read_template, weights_sha256
+from medtune_jax.convert.hf_import import load_params, read_config, read_template, warn_of_further_ends, weights_sha256
 from medtune_jax.convert.layout import tensor_shape, window
 from medtune_jax.data.prompts import get_template
 from medtune_jax.errors import UserError
@@ -272,3 +272,16 @@ def test_raised_positions_are_warned_of_and_lowered_ones_are_not(
     assert read_config(folder, 32).max_positions == 32 and not caplog.messages
     assert read_config(folder, 128) == dataclasses.replace(CONFIG, max_positions=128)
     assert "from 64 to 128" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("named", "told"),
+    [([2, 7, 9], "7, 9 too"), (7, "7 too"), ([2], ""), (2, ""), (None, "")],
+    ids=str,
+)
+def test_ends_that_decoding_would_not_heed_are_warned_of(
+    named: Any, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": named}))
+    warn_of_further_ends(tmp_path, 2)
+    assert told in caplog.text and bool(caplog.text) == bool(told)

@@ -262,3 +262,10 @@ def test_the_likeliest_are_those_of_a_full_sort(seed: int, count: int, values: i
     np.testing.assert_array_equal(np.take_along_axis(logits_RV, np.asarray(token_Rc), axis=1), top_Rc)
     np.testing.assert_array_equal(top_Rc, -np.sort(-logits_RV, axis=1)[:, :count])
     assert all(len(set(row)) == count for row in token_Rc.tolist())
+
+
+@pytest.mark.parametrize("penalty", [150.0, -150.0])
+def test_a_length_penalty_that_float32_does_not_hold_is_refused(penalty: float) -> None:
+    engine = tiny_engine(TOKENIZER)[0]
+    with pytest.raises(UserError, match="length_penalty -?150.0.* up to 200 tokens"):
+        engine.generate([[1, 5]], method=Beam(2, penalty, early_stopping="never"), max_new_tokens=200)

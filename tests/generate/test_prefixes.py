@@ -16,7 +16,7 @@ from medtune_jax.config import MeshConfig
 from medtune_jax.data.prompts import get_template
 from medtune_jax.generate import decode, prefixes
 from medtune_jax.generate.engine import Engine, TemplateRequest
-from medtune_jax.generate.prefixes import Prefixes, shared_beginnings
+from medtune_jax.generate.prefixes import Beginning, Prefixes, shared_beginnings
 from medtune_jax.generate.sampling import Greedy
 from medtune_jax.model.llama import init_params
 from medtune_jax.sharding import make_mesh
@@ -69,17 +69,18 @@ def test_texts_are_those_without_sharing(texts: list[Any], unshared: Engine) -> 
 def test_what_is_shared_is_computed_once_and_counted() -> None:
     engine = Engine(PARAMS, CONFIG, TOKENIZER)
     engine.generate(PROMPTS, **ASK)
-    # All nine prompts of the first wording share 100 tokens; the eight that share one more do not make up for it.
-    assert engine.work.shared_tokens == 9 * 100 + 8 * 91 + 8 * 81
-    total = sum(len(prompt) - 1 for prompt in PROMPTS)
-    assert engine.work.prompt_tokens == total - engine.work.shared_tokens + 100 + 91 + 81
+    # All nine prompts of the first wording share 100 tokens; the eight that share one more do not make up for it. One
+    # of each wording's computes what the others take.
+    assert engine.work.shared_tokens == 8 * 100 + 7 * 91 + 7 * 81
+    assert engine.work.prompt_tokens + engine.work.shared_tokens == sum(len(prompt) - 1 for prompt in PROMPTS)
 
 
-def test_beginnings_that_lost_their_place_are_computed_again_to_the_same_answers(texts: list[Any]) -> None:
-    engine = limited_to(1)
-    assert engine.generate(PROMPTS, **ASK) == texts
-    assert engine.work.shared_tokens == 2276
-    assert engine.work.prompt_tokens > sum(len(prompt) - 1 for prompt in PROMPTS) - 2276 + 272
+def test_where_few_beginnings_fit_those_that_save_most_are_kept_and_none_is_computed_twice(texts: list[Any]) -> None:
+    for slots, shared in ((1, 8 * 100), (2, 8 * 100 + 7 * 91)):
+        engine = limited_to(slots)
+        assert engine.generate(PROMPTS, **ASK) == texts
+        assert engine.work.shared_tokens == shared
+        assert engine.work.prompt_tokens + shared == sum(len(prompt) - 1 for prompt in PROMPTS)
 
 
 def test_log_likelihoods_and_templates_are_those_without_sharing(engine: Engine, unshared: Engine) -> None:
@@ -103,10 +104,17 @@ def test_log_likelihoods_and_templates_are_those_without_sharing(engine: Engine,
     assert unshared.work.shared_tokens == 0
 
 
+def test_with_an_int8_cache_texts_are_those_without_sharing() -> None:
+    shared, alone = (Engine(PARAMS, CONFIG, TOKENIZER, cache_dtype="int8") for _ in range(2))
+    alone._core.__dict__["prefixes"] = lambda rows: Prefixes((), 0)
+    assert shared.generate(PROMPTS, **ASK) == alone.generate(PROMPTS, **ASK)
+    assert shared.work.shared_tokens > 0 == alone.work.shared_tokens
+
+
 def test_a_mesh_changes_nothing(texts: list[Any]) -> None:
     many = Engine(PARAMS, CONFIG, TOKENIZER, mesh=make_mesh(MeshConfig(data=2, fsdp=1, tensor=4)))
     assert many.generate(PROMPTS, **ASK) == texts
-    assert many.work.shared_tokens == 2276
+    assert many.work.shared_tokens == 2004
 
 
 def test_where_nothing_is_shared_prompts_are_computed_as_ever(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -132,11 +140,11 @@ def test_beginnings_are_worth_their_computing(prompts: list[list[int]]) -> None:
         patch.setattr(prefixes, "_LEAST", 1)
         patch.setattr(prefixes, "_WORTH", 1)
         found = shared_beginnings(prompts)
-    kept = Prefixes(found, 1)
-    longest = [kept.of(prompt) for prompt in prompts]
-    assert set(longest) - {()} == set(found), "none is there for nothing"
+    longest = [Prefixes(found, len(found)).of(prompt) for prompt in prompts]
+    assert set(longest) - {()} == {begin for begin, _ in found}, "none is there for nothing"
     assert all(tuple(prompt[: len(begin)]) == begin for prompt, begin in zip(prompts, longest, strict=True))
-    saved = sum(map(len, longest)) - sum(map(len, found))
+    saved = sum(map(len, longest)) - sum(len(begin) for begin, _ in found)
+    assert saved == sum(one.saved for one in found)
     singles = {tuple(prompt[:size]) for prompt in prompts for size in range(1, 9)}
 
     def alone(begin: tuple[int, ...]) -> int:
@@ -150,22 +158,22 @@ def test_nested_beginnings_count_with_what_they_save_beyond_the_outer() -> None:
     def rows(begin: Sequence[int], count: int) -> list[list[int]]:
         return [[*begin, 1000 + i] for i in range(count)]
 
+    def found(prompts: list[list[int]]) -> list[list[int]]:
+        return [list(begin) for begin, _ in shared_beginnings(prompts)]
+
     outer = list(range(100))
     inner = [*outer, *range(200, 300)]
-    assert shared_beginnings(rows(outer, 3)) == [], "200 tokens saved are not worth a pass"
-    assert shared_beginnings(rows(outer, 4)) == [tuple(outer)]
-    assert shared_beginnings([*rows(outer, 4), *rows(inner, 4)]) == [tuple(outer)]
-    assert shared_beginnings([*rows(outer, 4), *rows(inner, 5)]) == [tuple(outer), tuple(inner)]
-    assert shared_beginnings([*rows(outer, 1), *rows(inner, 9)]) == [tuple(inner)], "the outer would serve one row"
-    assert shared_beginnings(rows(range(31), 100)) == [], "short ones save nothing"
-    assert shared_beginnings([]) == shared_beginnings([[]]) == []
+    assert found(rows(outer, 3)) == [], "200 tokens saved are not worth a pass"
+    assert found(rows(outer, 4)) == [outer]
+    assert found([*rows(outer, 4), *rows(inner, 4)]) == [outer]
+    assert found([*rows(outer, 4), *rows(inner, 5)]) == [outer, inner]
+    assert found([*rows(outer, 1), *rows(inner, 9)]) == [inner], "the outer would serve one row"
+    assert found(rows(range(31), 100)) == [], "short ones save nothing"
+    assert found([]) == found([[]]) == []
 
 
-def test_the_least_recently_used_beginning_gives_its_slot() -> None:
+def test_beginnings_that_save_most_have_the_slots_and_keep_them() -> None:
     a, b, c = (1,), (2,), (3,)
-    kept = Prefixes((a, b, c), 2)
-    assert [kept.place(one) for one in (a, b, a, c, a, b)] == [
-        *((0, True), (1, True), (0, False), (1, True), (0, False), (1, True))
-    ]
-    assert kept.together([a, (), a, b, c, a]) == 4
-    assert kept.together([a, b]) == 2
+    kept = Prefixes((Beginning(a, 5), Beginning(b, 7), Beginning(c, 6)), 2)
+    assert [kept.of([*one, 9]) for one in (a, b, c)] == [(), b, c]
+    assert [kept.place(one) for one in (c, b, c, b)] == [(1, True), (0, True), (1, False), (0, False)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -136,3 +138,12 @@ def test_methods_are_values() -> None:
         Sample(0.5, 0, 1.0, 0.1, 1.0),
         Greedy(1.2),
     }
+
+
+@pytest.mark.parametrize("temperature", [1e-3, 1e-38, 1e-44, 1e-300])
+@pytest.mark.parametrize("cut", [{}, {"top_p": 0.9}, {"top_k": 5}, {"min_p": 0.5}], ids=str)
+def test_the_smallest_temperatures_take_the_likeliest(temperature: float, cut: dict[str, Any]) -> None:
+    logits = jnp.broadcast_to(50 + LOGITS, (8, V)).at[:, -1].set(-jnp.inf)
+    keys = request_keys(np.uint32(0), jnp.arange(8), jnp.zeros(8, jnp.int32))
+    drawn = jax.jit(Sample(temperature, **cut))(keys, logits)
+    assert drawn.tolist() == [int(LOGITS[:-1].argmax())] * 8
