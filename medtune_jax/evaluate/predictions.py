@@ -1,7 +1,8 @@
 """predictions.jsonl: what a model answered, one line per row; appended while running, in row order when done.
 
-While a run lasts its lines lie in `predictions.partial.jsonl`, in the order in which rows finish. A run that was
-interrupted continues with the rows that are missing there, and ends with the same bytes as an undisturbed one.
+While a run lasts its lines lie in `predictions.partial.jsonl`, in the order in which rows finish, and beside them, in
+`predictions.partial.memory.json`, what memory was free, on which batches depend. A run that was interrupted continues
+with the rows that are missing there, and ends with the same bytes as an undisturbed one.
 """
 
 from __future__ import annotations
@@ -9,23 +10,19 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from medtune_jax.errors import UserError, did_you_mean
-from medtune_jax.evaluate.files import make_folder, to_json_line, write_file, writing
+from medtune_jax.evaluate.files import to_json_line
+from medtune_jax.evaluate.keyed_log import KeyedLog
 from medtune_jax.tasks.rows import Row
 
 FINAL = "predictions.jsonl"
 PARTIAL = "predictions.partial.jsonl"
 FinishReason = Literal["", "eos", "length", "stop", "constrained", "prompt_too_long"]
-
-FLUSH_ROWS = 64
-FLUSH_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -155,11 +152,10 @@ def _check_loglikelihoods(value: Any, where: str) -> None:
             raise UserError(f"{where}: the log-likelihood of candidate {at} is not a finite number.")
 
 
-class PredictionLog:
-    """The predictions of one run in its folder, safe against being stopped anywhere.
+class PredictionLog(KeyedLog[Prediction]):
+    """The predictions of one run in its folder.
 
     Attributes:
-      missing: indices into `rows` that no earlier attempt has answered.
       dropped_torn: whether a line that was cut off in the middle was dropped.
     """
 
@@ -169,47 +165,15 @@ class PredictionLog:
         Args:
           folder: made if needed.
           rows: what is asked, in row order, with `key` set and nothing generated yet; keys are distinct.
-          private: files, and the folder where it is new, are made readable by their owner only.
+          private: see `KeyedLog`.
 
         Raises:
           UserError: the folder holds answers that are not to `rows`; they are left as they are. Nothing can be written
             there.
         """
-        self._folder, self._rows, self._private = folder, list(rows), private
-        self._index = {row.key: index for index, row in enumerate(self._rows)}
-        self._answers: dict[int, Prediction] = {}
-        self._pending: list[bytes] = []
-        self._flushed_at = time.monotonic()
+        self._rows = list(rows)
         self.dropped_torn = False
-        make_folder(folder, private)
-        others: set[bytes] = set()
-        for name in (FINAL, PARTIAL):
-            if (folder / name).is_file():
-                others |= self._take_over((folder / name).read_bytes())
-        if others:
-            raise UserError(
-                f"{folder} holds {len(others):,} answers that this call would lose: they belong to rows that it does "
-                "not ask (--limit, --sources, --split, --data) or to another model, template or decoding. "
-                "Give another --out, or remove that folder."
-            )
-        # What is kept is written afresh: a torn tail must not become the head of the next line.
-        kept = [answer.line() for answer in self._answers.values()]
-        write_file(folder / PARTIAL, b"".join(kept), private)
-        self._file = open(folder / PARTIAL, "r+b")  # noqa: SIM115 - closed by __exit__
-        self._end = sum(map(len, kept))
-
-    def __enter__(self) -> PredictionLog:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        try:
-            self.flush()
-        finally:
-            self._file.close()
-
-    @property
-    def missing(self) -> list[int]:
-        return [index for index in range(len(self._rows)) if index not in self._answers]
+        super().__init__(folder / FINAL, folder / PARTIAL, [row.key for row in self._rows], private=private)
 
     def add(
         self,
@@ -219,7 +183,7 @@ class PredictionLog:
         generated_tokens: int,
         loglikelihoods: Mapping[str, float] | None = None,
     ) -> None:
-        """Records the answer to rows[index]; it is on disk at the latest FLUSH_ROWS or FLUSH_SECONDS later."""
+        """Records the answer to rows[index]."""
         answer = replace(
             self._rows[index],
             generated=generated,
@@ -227,57 +191,40 @@ class PredictionLog:
             generated_tokens=generated_tokens,
             loglikelihoods=loglikelihoods,
         )
-        self._answers[index] = answer
-        self._pending.append(answer.line())
-        if len(self._pending) >= FLUSH_ROWS or time.monotonic() - self._flushed_at > FLUSH_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Appends what is pending and syncs it; may be interrupted and called again."""
-        data = b"".join(self._pending)
-        if data:
-            # Always from the last good end: a signal may have stopped an earlier attempt within a line.
-            with writing(self._folder / PARTIAL):
-                self._file.seek(self._end)
-                self._file.truncate()
-                self._file.write(data)
-                self._file.flush()
-                os.fsync(self._file.fileno())
-            self._end += len(data)
-            self._pending.clear()
-        self._flushed_at = time.monotonic()
+        self._record(index, answer)
 
     def finish(self) -> list[Prediction]:
         """Writes predictions.jsonl in row order, removes the partial file and returns the predictions."""
-        if self.missing:
-            raise ValueError(f"{len(self.missing)} rows have no answer yet")
-        answers = [self._answers[index] for index in range(len(self._rows))]
-        self.flush()
-        write_file(self._folder / FINAL, b"".join(answer.line() for answer in answers), self._private)
-        (self._folder / PARTIAL).unlink(missing_ok=True)
-        return answers
+        return self._finished()
 
-    def _take_over(self, data: bytes) -> set[bytes]:
-        """Keeps the answers to rows asked for now; returns the lines of the others."""
-        others: set[bytes] = set()
-        *lines, tail = data.split(b"\n")
+    def _refusal(self, others: int) -> str:
+        return (
+            f"{self._final.parent} holds {others:,} answers that this call would lose: they belong to rows that it "
+            "does not ask (--limit, --sources, --split, --data) or to another model, template or decoding. "
+            "Give another --out, or remove that folder."
+        )
+
+    def _found_torn(self, tail: bytes) -> None:
         self.dropped_torn |= bool(tail)
-        for line in lines:
-            try:
-                answer = _parse_line(line, 0, PARTIAL)
-            except UserError:
-                self.dropped_torn = True
-                continue
-            index = self._index.get(answer.key)
-            if index is None:
-                others.add(line)
-            else:
-                # The question's own columns are today's (a gold output may have been mended); only the answer is kept.
-                self._answers[index] = replace(
-                    self._rows[index],
-                    generated=answer.generated,
-                    finish_reason=answer.finish_reason,
-                    generated_tokens=answer.generated_tokens,
-                    loglikelihoods=answer.loglikelihoods,
-                )
-        return others
+
+    def _take_over(self, line: bytes) -> bool:
+        try:
+            answer = _parse_line(line, 0, PARTIAL)
+        except UserError:
+            self.dropped_torn = True
+            return True
+        index = self._index.get(answer.key)
+        if index is None:
+            return False
+        # The question's own columns are today's (a gold output may have been mended); only the answer is kept.
+        self._answers[index] = replace(
+            self._rows[index],
+            generated=answer.generated,
+            finish_reason=answer.finish_reason,
+            generated_tokens=answer.generated_tokens,
+            loglikelihoods=answer.loglikelihoods,
+        )
+        return True
+
+    def _line(self, answer: Prediction) -> bytes:
+        return answer.line()

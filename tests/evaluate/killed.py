@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from medtune_jax.cli import main
-from medtune_jax.evaluate import predictions, run
+from medtune_jax.evaluate import keyed_log, predictions, run
 from medtune_jax.generate import core, engine  # noqa: F401 - imported once, before the forks
 from medtune_jax.train import load  # noqa: F401
 
@@ -96,7 +96,7 @@ def _child(argv: list[str], moment: list[Any] | None, number: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     # Few rows shall make several groups, and several appends.
     core._LEAST_GROUP, core._BATCHES = 8, 1
-    predictions.FLUSH_ROWS = 3
+    keyed_log.FLUSH_ROWS = 3
     if moment is not None:
         MOMENTS[moment[0]](moment[1], lambda: os.kill(os.getpid(), number))
     main.main()

@@ -118,6 +118,19 @@ def test_a_write_that_failed_midway_is_repeated_from_the_last_good_end(tmp_path,
     assert (tmp_path / PARTIAL).read_bytes() == undisturbed[0]
 
 
+def test_the_memory_of_the_first_start_is_that_of_the_whole_run(tmp_path):
+    with PredictionLog(tmp_path, _questions()) as log:
+        assert log.first_memory(5e9) == 5e9
+    with PredictionLog(tmp_path, _questions()) as log:
+        assert log.first_memory(6e9) == 6e9, "nothing was answered in the batches of the first"
+        _answer(log, stop_after=2)
+    with PredictionLog(tmp_path, _questions()) as log:
+        assert log.first_memory(2**62) == 6e9
+        _answer(log)
+        log.finish()
+    assert not list(tmp_path.glob("*.memory.json"))
+
+
 def test_gold_mended_between_attempts_is_todays(tmp_path, undisturbed):
     (tmp_path / PARTIAL).write_bytes(undisturbed[0])
     with PredictionLog(tmp_path, [replace(one, output="mended") for one in _questions()]) as log:
