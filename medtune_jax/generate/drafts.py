@@ -18,6 +18,7 @@ from medtune_jax.generate.template import Piece, Row, Walk, common_prefix
 
 _NGRAMS = (3, 2, 1)  # tokens that must have stood before, longest first
 _LOOKED_UP = 15  # tokens of a look-up at first: with the token before them a pass of 16
+_AHEAD = 4  # a template is drafted so many times as far as the last pass came, where that is more
 
 
 @dataclass
@@ -39,9 +40,14 @@ class Lookup:
                     self.ends[tuple(self.text[end - size :])] = end
             self.text.append(token)
 
-    def following(self, most: int) -> list[int]:
-        """Returns up to `most` tokens that stood behind the longest of the text's last n-grams; [] where none did."""
+    def following(self, most: int, *, least: int = 1) -> list[int]:
+        """Returns up to `most` tokens that stood behind the longest of the text's last n-grams; [] where none did.
+
+        least: tokens that the n-gram must have.
+        """
         for size in _NGRAMS:
+            if size < least:
+                break
             end = self.ends.get(tuple(self.text[-size:]))
             if end is not None and size <= len(self.text):
                 return self.text[end : end + most]
@@ -84,6 +90,8 @@ class Guess:
         self._lookup = Lookup()
         self._lookup.extend(prompt)
         self._most = _LOOKED_UP
+        self._least = 1  # tokens that must have stood before: more, the more look-ups in turn have failed
+        self._came: int | None = None  # tokens that the last pass wrote
         follows = row is not None and row.prompt == list(prompt[: len(row.prompt)])
         self._row = row if follows else None
         # Of the output, as the template counts it: what the prompt's last tokens may already hold of it.
@@ -97,12 +105,14 @@ class Guess:
             found = _walk(self._row.pieces, self._written, self._last)
             if found is not None:
                 self._last = found
+                if self._came is not None:  # passes are as wide as the longest draft: hopeless ones slow the others
+                    most = min(most, max(_LOOKED_UP, _AHEAD * self._came))
                 # EOS ends the text: behind it nothing is to be predicted.
                 return found.tokens[len(self._written) : -1][:most]
             self._left = self._last.tokens[common_prefix(self._last.tokens, self._written) : -1]
             self._row = None
         most = min(most, self._most)
-        return self._rejoin(most) or self._lookup.following(most)
+        return self._rejoin(most) or self._lookup.following(most, least=self._least)
 
     def learn(self, draft: Sequence[int], greedy: Sequence[int], new: Sequence[int]) -> None:
         """Takes in what a pass over a draft showed.
@@ -114,6 +124,9 @@ class Guess:
         begin = len(self._written)
         self._last.greedy = {begin + i: token for i, token in enumerate(greedy)}
         self._most = 2 * self._most + 1 if len(new) > len(draft) > 0 else _LOOKED_UP
+        if draft:
+            self._least = 1 if len(new) > 1 else min(self._least + 1, _NGRAMS[0])
+        self._came = len(new)
         self._written += new
         self._lookup.extend(new)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Generic, Protocol, TypeVar
 
+import jax
 import numpy as np
 
 from medtune_jax.generate import decode
@@ -29,6 +30,8 @@ class Waiting(Protocol):
 
 _POSITIONS = 128  # of a slot: their least number, and the step in which it grows
 
+_SHRINK = 0.75  # slots are cut once so much of their length serves: each length has programs of its own
+
 _NOWHERE = np.iinfo(np.int32).max  # beyond the last slot
 
 Kind = TypeVar("Kind", bound=Waiting)
@@ -39,6 +42,11 @@ def round_up(size: int, step: int) -> int:
     while size > 8 * step:
         step *= 2
     return max(1, -(-size // step)) * step
+
+
+def few_widths(tokens: int) -> int:
+    """Returns the width of a pass over so many tokens: few ones, since each is a program to be compiled."""
+    return 64 if tokens <= 64 else round_up(tokens, 128)
 
 
 def slot_length(rows: Sequence[Waiting]) -> int:
@@ -104,9 +112,11 @@ class Slots(Generic[Kind]):
     def _fit(self) -> None:
         length = slot_length([row for _, row in self.active()])
         if not self.length:
-            self.cache = empty_cache(self._config, len(self.rows), length, self._dtype)
-        elif length != self.length:
+            self.cache = _placed(empty_cache(self._config, len(self.rows), length, self._dtype))
+        elif length > self.length or length <= _SHRINK * self.length:
             self.cache = resize(self.cache, length)
+        else:
+            return
         self.length = length
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
@@ -128,11 +138,11 @@ class Slots(Generic[Kind]):
             if begin:
                 entries[index], start[index] = self._begun(begin), len(begin)
         self._work.shared_tokens += int(start.sum())
-        tokens, _, slots = self._padded(rests, 32)
+        tokens, _, slots = self._padded(rests, 64)
         assert self._prefixes.cache is not None, "some row has a beginning"
         self.cache = decode.prefill_behind(
             *(self._weights, self.cache, self._prefixes.cache, entries, tokens, start, slots),
-            length=round_up(max(len(row.filled) for _, row in taken), 64),
+            length=min(round_up(int(start.max()), 128) + tokens.shape[1], self.length),
             config=self._config,
         )
 
@@ -141,7 +151,7 @@ class Slots(Generic[Kind]):
         prefixes = self._prefixes
         if prefixes.cache is None:
             length = round_up(prefixes.longest, 64)
-            prefixes.cache = empty_cache(self._config, prefixes.slots, length, self._dtype)
+            prefixes.cache = _placed(empty_cache(self._config, prefixes.slots, length, self._dtype))
         slot, fresh = prefixes.place(begin)
         if fresh:
             tokens, lengths, slots = self._padded([(slot, begin)], 64, count=1)
@@ -159,3 +169,8 @@ class Slots(Generic[Kind]):
             tokens[index, : len(text)], lengths[index], slots[index] = text, len(text), slot
         self._work.prompt_tokens += int(lengths.sum())
         return tokens, lengths, slots
+
+
+def _placed(cache: Cache) -> Cache:
+    """Returns a cache bound to the devices where it lies; else its first pass and the others would be two programs."""
+    return jax.device_put(cache, jax.tree.map(lambda x: x.sharding, cache))

@@ -28,13 +28,13 @@ from medtune_jax.generate.drafts import Guess
 from medtune_jax.generate.free import OnText, Prompt, advance
 from medtune_jax.generate.results import Generation, Results
 from medtune_jax.generate.sampling import Beam, Greedy, Method, first_maximum
-from medtune_jax.generate.slots import Slots, round_up
+from medtune_jax.generate.slots import Slots
 from medtune_jax.generate.template import NOT_FINITE, Row, common_prefix
 from medtune_jax.generate.writing import Writing
 from medtune_jax.model.llama import LlamaConfig, mask_padding, rms_norm
 from medtune_jax.sharding import constrain
 
-_WIDTH = 16  # a pass is a multiple of so many tokens wide
+_WIDTH = 16  # tokens of a pass that has any draft, at least
 _LOGITS = 512  # positions whose logits [V] are held at a time
 
 
@@ -138,7 +138,7 @@ def _verify(core: Core, slots: Slots[_Speculated]) -> tuple[list[tuple[int, _Spe
     active, batch = slots.active(), len(slots.rows)
     # The pass gives one token more than it is given.
     drafts = [one.guess.draft(one.row.limit - len(one.row.chosen) - 1) for _, one in active]
-    tokens_BN = np.zeros((batch, round_up(1 + max(map(len, drafts)), _WIDTH)), np.int32)
+    tokens_BN = np.zeros((batch, _width(1 + max(map(len, drafts)))), np.int32)
     start_B = np.zeros(batch, np.int32)
     for (slot, one), draft in zip(active, drafts, strict=True):
         written = one.row.chosen[-1:] or one.row.prompt[-1:]
@@ -149,6 +149,11 @@ def _verify(core: Core, slots: Slots[_Speculated]) -> tuple[list[tuple[int, _Spe
     core.work.slot_passes += batch
     core.work.busy_slot_passes += len(active)
     return active, drafts, np.asarray(_choices(core.weights, x_BND, config=core.config))
+
+
+def _width(tokens: int) -> int:
+    """Returns the width of a pass: 1 where nothing was drafted, else a power of two, so that programs are few."""
+    return 1 if tokens <= 1 else max(_WIDTH, 1 << (tokens - 1).bit_length())
 
 
 @partial(jax.jit, static_argnames=("config",))

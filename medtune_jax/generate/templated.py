@@ -15,7 +15,7 @@ from medtune_jax.generate import decode
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.planning import Planner
 from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
-from medtune_jax.generate.slots import Slots, round_up
+from medtune_jax.generate.slots import Slots, few_widths, round_up
 from medtune_jax.generate.template import Row, TemplateRequest
 
 Planned = list[tuple[int, Row]]  # rows with their indices
@@ -94,7 +94,7 @@ def decode_template(
             for one in group[: len(group) - len(fitting)]:
                 results.add(one.index, PROMPT_TOO_LONG)
             if fitting:
-                size = core.batch_size(fitting, batch_size, most=decode.most_drafts())
+                size = core.batch_size(fitting, batch_size, most=decode.most_drafts(64))
                 _decode(core, fitting, size, results)
 
 
@@ -114,7 +114,7 @@ def _improve(core: Core, slots: Slots[_Templated]) -> list[tuple[int, _Templated
     decisions = [one.row.decisions() for _, one in active]
     allowed = sorted({token for row in decisions for _, children in row for token in children})
     batch = len(slots.rows)
-    tokens_BN = np.zeros((batch, round_up(max(map(len, texts)), 64)), np.int32)
+    tokens_BN = np.zeros((batch, few_widths(max(map(len, texts)))), np.int32)
     where_BM = np.zeros((batch, round_up(max(map(len, decisions)), 64)), np.int32)
     columns_U = np.zeros(round_up(len(allowed), 8), np.int32)
     columns_U[: len(allowed)] = allowed
