@@ -99,7 +99,7 @@ def check_template(
     rows.sort(key=lambda one: -one.need)
     if not rows:
         return TemplateCheck(0, 0, ())
-    slots = core.slots(rows, batch_size)
+    slots = core.slots(rows, core.batch_size(rows, batch_size))
     while slots.admit():
         _step(core, slots)
         for slot, one in slots.active():

@@ -1,13 +1,16 @@
 """The memory that a cache may take, and how many slots fit into it, computed before anything is allocated.
 
-What a device has free once the weights are placed is shared by the cache and by the temporaries of a pass; both grow
-with the slots, so a slot is counted with its part of the temporaries. `cache_bytes`, where the user gives it, is for
-the cache alone. An eighth is for the keys and values of shared beginnings (prefixes.py).
+What a device has free once the weights are placed is shared by the cache and by the temporaries of a pass. Prompts are
+passed an eighth of the slots at a time, what follows them in all slots at once: the larger of the two is counted.
+`cache_bytes`, where the user gives it, is for the cache alone. An eighth is for the keys and values of shared
+beginnings (prefixes.py).
 """
 
 from __future__ import annotations
 
+import bisect
 import math
+import socket
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +33,10 @@ _CPU_SLOTS = 32  # more are not faster per row on a few cores
 # A bfloat16 product with W weights reads 2 W bytes and does 2 W operations a row: accelerators of 2020 to 2025 do 200
 # to 300 operations in the time of a byte, so with about as many rows on each a step is no longer bound by the weights.
 _ACCELERATOR_SLOTS = 256
-_QUERIES = 32  # of a pass whose scores are held at once (model/attention.py)
+# Queries whose scores are held at once (model/attention.py): of a prompt; of a pass against the cache, whose widths up
+# to 128 need not be multiples of the block there.
+_PROMPT_QUERIES, _CACHED_QUERIES = 64, 128
+_MANY_SLOTS = 2**30
 
 
 @dataclass(frozen=True)
@@ -72,7 +78,9 @@ def find_budget(mesh: Mesh | None, cache_bytes: int | None) -> Budget:
         return Budget(cache_bytes, True, "the cache's size as given")
     devices = jax.local_devices()[:1] if mesh is None else list(mesh.local_devices)
     if devices[0].platform == "cpu":
-        share, origin = _CPU_SHARE / len(devices), "half of the machine's available memory"
+        hosts = everyones("host", socket.gethostname())  # processes of one host live in one memory
+        share = _CPU_SHARE / len(devices) / hosts.count(socket.gethostname())
+        origin = "half of the machine's available memory"
         free: float = available_memory()
     else:
         share, origin = _DEVICE_SHARE, "what the device has free beside the weights"
@@ -134,21 +142,66 @@ def position_bytes(config: LlamaConfig, dtype: Any, mesh: Mesh | None) -> int:
     return 2 * config.num_layers * (config.num_kv_heads // _split(config.num_kv_heads, mesh)) * head
 
 
-def temporary_bytes(config: LlamaConfig, dtype: Any, mesh: Mesh | None, length: int) -> int:
-    """Returns an estimate from above of the bytes that one slot adds to the temporaries of a pass, per device.
+@dataclass(frozen=True)
+class Step:
+    """What a driver's widest pass behind the prompts is made of.
 
-    As if all its positions were passed at once: the hidden states, queries, keys, values and their outputs (6 D) and
-    the feed-forward's (3 F) of one layer in `dtype`, its cache rewritten, float32 scores and weights of a block of
-    queries, and float32 logits with what sampling makes of them (4 V).
+    Attributes:
+      tokens: passed in each slot; logits: of them, those whose logits over the vocabulary are held at once.
+      block: the same where logits are computed block after block: positions of all slots together.
+    """
+
+    tokens: int = 1
+    logits: int = 1
+    block: int = 0
+
+
+ONE_TOKEN = Step()
+
+
+def prefill_bytes(config: LlamaConfig, dtype: Any, mesh: Mesh | None, length: int) -> int:
+    """Returns an estimate from above of the temporaries of a prompt of `length` tokens, per slot and device.
+
+    One layer's activations, float32 scores and weights of a block of queries, and the keys and values of one layer
+    before they are in the cache, twice.
 
     Args:
-      dtype: of activations; length: positions of the slot.
+      dtype: of activations.
     """
+    scores = 2 * 4 * _heads(config, mesh) * max(_PROMPT_QUERIES, length // 16)
+    return length * (_activations(config, dtype, mesh) + scores + 2 * _layer_position(config, dtype, mesh))
+
+
+def step_bytes(config: LlamaConfig, dtype: Any, mesh: Mesh | None, length: int, step: Step) -> int:
+    """Returns the same of a pass against the cache, without the logits that are computed in blocks.
+
+    One layer's activations, its cache rewritten, and float32 scores and weights of a block of queries; or the logits
+    with what choosing makes of them, where these are larger.
+    """
+    scores = 2 * 4 * _heads(config, mesh) * min(step.tokens, _CACHED_QUERIES)
+    logits = 0 if step.block else step.logits * _logits(config)
+    cached = length * (scores + _layer_position(config, dtype, mesh))
+    return max(step.tokens * _activations(config, dtype, mesh) + cached, logits)
+
+
+def _activations(config: LlamaConfig, dtype: Any, mesh: Mesh | None) -> int:
+    """Bytes per token of one layer: hidden states, queries, keys, values and outputs (6 D), feed-forward (3 F)."""
     wide = config.intermediate_size // _split(config.intermediate_size, mesh)
-    heads = config.num_heads // _split(config.num_heads, mesh)
-    activations = (6 * config.hidden_size + 3 * wide) * jnp.dtype(dtype).itemsize
-    layer_cache = position_bytes(config, dtype, mesh) // config.num_layers
-    return length * (activations + layer_cache + 2 * 4 * heads * _QUERIES) + 4 * 4 * config.padded_vocab
+    narrow = max(config.hidden_size, config.num_heads * config.head_dim)
+    return (6 * narrow + 3 * wide) * jnp.dtype(dtype).itemsize
+
+
+def _layer_position(config: LlamaConfig, dtype: Any, mesh: Mesh | None) -> int:
+    return position_bytes(config, dtype, mesh) // config.num_layers
+
+
+def _heads(config: LlamaConfig, mesh: Mesh | None) -> int:
+    return config.num_heads // _split(config.num_heads, mesh)
+
+
+def _logits(config: LlamaConfig) -> int:
+    """Bytes of the float32 logits [V] of one position with what choosing makes of them: sorted, with ids, as sums."""
+    return 4 * 4 * config.padded_vocab
 
 
 def _split(size: int, mesh: Mesh | None) -> int:
@@ -156,28 +209,51 @@ def _split(size: int, mesh: Mesh | None) -> int:
     return ways if size % ways == 0 else 1
 
 
+def whole_batch(slots: int, ways: int) -> tuple[int, int]:
+    """Returns (slots that are used of so many, how many of them are prefilled together: an eighth, at least two).
+
+    Never more than `slots`, but for one on each of the `ways` devices among which they are shared out.
+    """
+    slots = max(slots, ways)
+    chunk = max(1, max(min(slots, 2), slots // 8) // ways) * ways
+    return slots // chunk * chunk, chunk
+
+
 @dataclass(frozen=True)
 class Demand:
     """What slots of one length take of each device.
 
     Attributes:
-      length: positions; position: bytes of one; temporary: bytes of one slot beside its positions.
+      length: positions; position: bytes of one.
+      prefill: bytes of temporaries of a slot that is prefilled; step: of a slot in a pass behind the prompts; block:
+        of that pass however many slots there are.
       ways: devices among which slots are shared out.
     """
 
     length: int
     position: int
-    temporary: int
+    prefill: int
+    step: int
+    block: int
     ways: int
 
-    @property
-    def slot(self) -> int:
-        """Bytes of a slot on the device that holds it."""
-        return self.length * self.position + self.temporary
+    def temporaries(self, slots: int) -> int:
+        """Returns the bytes beside the cache on each device."""
+        slots, chunk = whole_batch(slots, self.ways)
+        return max(chunk // self.ways * self.prefill, slots // self.ways * self.step, self.block)
+
+    def size(self, slots: int) -> int:
+        """Returns the bytes of so many slots on each device."""
+        held = whole_batch(slots, self.ways)[0] // self.ways
+        return held * self.length * self.position + self.temporaries(slots)
 
     def fitting(self, budget: Budget) -> int:
-        """Returns how many slots fit."""
-        return int(budget.slots // self.slot) * self.ways
+        """Returns how many slots fit, a whole batch; 0 where not even one does on each device."""
+        if self.size(self.ways) > budget.slots:
+            return 0
+        # `size` does not fall with the slots.
+        found = bisect.bisect_right(range(_MANY_SLOTS), budget.slots, lo=self.ways, key=self.size) - 1
+        return whole_batch(found, self.ways)[0]
 
     def default(self, budget: Budget, most: int) -> int:
         """Returns the slots to use, at most `most`.
@@ -188,37 +264,43 @@ class Demand:
         Raises:
           UserError: not even one slot fits on each device.
         """
+        most, _ = whole_batch(most, self.ways)
         fitting = self.fitting(budget)
         if fitting >= most:
             return most
-        if fitting < self.ways:
+        if not fitting:
             raise self.refusal(budget, self.ways)
         return self.ways << (fitting // self.ways).bit_length() - 1
 
     def refusal(self, budget: Budget, slots: int) -> UserError:
         """Returns the error about `slots` slots that do not fit."""
-        held = -(-slots // self.ways)
-        beside = f" and {_size(self.temporary)} of temporaries each" if self.temporary else ""
-        fitting = self.fitting(budget)
-        instead = f"--batch_size={fitting} fits; " if fitting >= self.ways else ""
+        slots, fitting = whole_batch(slots, self.ways)[0], self.fitting(budget)
+        beside = f" and {_size(self.temporaries(slots))} of temporaries" if self.step else ""
+        instead = f"--batch_size={fitting} fits; " if fitting else ""
         return UserError(
-            f"The cache does not fit: {held} slots x {self.length:,} positions x {self.position:,} bytes{beside} = "
-            f"{_size(held * self.slot)} on each device, and there are {_size(budget.slots)} for slots "
+            f"The cache does not fit: {slots // self.ways} slots x {self.length:,} positions x {self.position:,} bytes"
+            f"{beside} = {_size(self.size(slots))} on each device, and there are {_size(budget.slots)} for slots "
             f"({budget.origin}, less an eighth for shared beginnings): {fitting} slots fit. {instead}"
             "--cache_dtype=int8 makes positions smaller, a lower --max_new_tokens or shorter prompts make rows "
             "shorter, --mesh shares the cache out over more devices."
         )
 
 
-def find_demand(config: LlamaConfig, dtype: Any, stored: Any, mesh: Mesh | None, budget: Budget, length: int) -> Demand:
+def find_demand(
+    config: LlamaConfig, dtype: Any, stored: Any, mesh: Mesh | None, budget: Budget, length: int, step: Step
+) -> Demand:
     """Returns what slots of `length` positions take.
 
     Args:
       dtype: of activations; stored: of the cache.
     """
-    temporary = 0 if budget.alone else temporary_bytes(config, dtype, mesh, length)
     ways = 1 if mesh is None else math.prod(mesh.shape[axis] for axis in BATCH_AXES)
-    return Demand(length, position_bytes(config, stored, mesh), temporary, ways)
+    position = position_bytes(config, stored, mesh)
+    if budget.alone:
+        return Demand(length, position, 0, 0, 0, ways)
+    prefill = prefill_bytes(config, dtype, mesh, length)
+    passed = step_bytes(config, dtype, mesh, length, step)
+    return Demand(length, position, prefill, passed, step.block * _logits(config), ways)
 
 
 def _size(size: float) -> str:

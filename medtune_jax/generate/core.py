@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
@@ -24,7 +24,16 @@ from jax.sharding import Mesh
 from medtune_jax.data.tokenizer import Tokenizer
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
-from medtune_jax.generate.budget import Budget, default_slots, find_budget, find_demand, position_bytes
+from medtune_jax.generate.budget import (
+    ONE_TOKEN,
+    Budget,
+    Step,
+    default_slots,
+    find_budget,
+    find_demand,
+    position_bytes,
+    whole_batch,
+)
 from medtune_jax.generate.prefixes import Prefixes, shared_beginnings
 from medtune_jax.generate.slots import Slots, Waiting, round_up, slot_length
 from medtune_jax.model.llama import LlamaConfig
@@ -68,6 +77,7 @@ class Core:
       dtype: of weights and activations.
       work: counts what is done.
       cache_dtype: "int8", or None = `dtype`; cache_bytes: what a cache may take of each device; None = what is free.
+      kept_budget: bytes that were free when a run began which is now continued: caches are made as large as then.
     """
 
     weights: decode.Weights
@@ -78,6 +88,7 @@ class Core:
     work: Work = field(default_factory=Work)
     cache_dtype: str | None = None
     cache_bytes: int | None = None
+    kept_budget: float | None = None
 
     @property
     def stored(self) -> Any:
@@ -95,30 +106,39 @@ class Core:
         jax.block_until_ready(self.weights)
         return find_budget(self.mesh, self.cache_bytes)
 
-    def batch_size(self, rows: Sequence[Waiting], asked: int | None, *, most: int | None = None) -> int:
+    @property
+    def first_budget(self) -> Budget:
+        """The budget by which caches are sized: of the run's first start where it is known."""
+        return self.budget if self.kept_budget is None else replace(self.budget, size=self.kept_budget)
+
+    def batch_size(
+        self, rows: Sequence[Waiting], asked: int | None, *, step: Step = ONE_TOKEN, most: int | None = None
+    ) -> int:
         """Returns how many slots these rows are given at most.
 
         Args:
           asked: by the user; None = as many as fit, up to a default of the device.
+          step: the widest pass that these rows need.
           most: of what use more would not be.
 
         Raises:
-          UserError: what is asked is below 1; it, or one slot of the longest row, does not fit into the budget.
+          UserError: what is asked is below 1; it, or one slot of the longest row, or what the run had at its first
+            start, does not fit into the budget.
         """
         if asked is not None and asked < 1:
             raise UserError(f"batch_size {asked} is below 1.")
         if not rows:
             return 1
-        length = slot_length(rows)
-        demand = find_demand(self.config, self.dtype, self.stored, self.mesh, self.budget, length)
+        demand = find_demand(self.config, self.dtype, self.stored, self.mesh, self.budget, slot_length(rows), step)
         if asked is None:
             usual = default_slots(self.ways)
-            return demand.default(self.budget, usual if most is None else min(usual, most))
-        wanted = asked if most is None else min(asked, most)
-        slots, _ = self.batch(len(rows), wanted)
-        if slots > demand.fitting(self.budget):
+            found = demand.default(self.first_budget, usual if most is None else min(usual, most))
+        else:
+            found = asked if most is None else min(asked, most)
+        slots, _ = self.batch(len(rows), found)
+        if demand.size(slots) > self.budget.slots:
             raise demand.refusal(self.budget, slots)
-        return wanted
+        return found
 
     def prefixes(self, rows: Sequence[Waiting]) -> Prefixes:
         """Returns what these rows' prompts share at their beginnings, with room for as much of it as the budget has."""
@@ -126,22 +146,28 @@ class Core:
         if not found:
             return Prefixes((), 0)
         position = position_bytes(self.config, self.stored, self.mesh)
-        fitting = int(self.budget.prefixes // (position * round_up(max(map(len, found)), 64)))
+        one = position * round_up(max(len(begin.tokens) for begin in found), 64)
         wanted = -(-len(found) // self.ways)
+        fitting = int(self.first_budget.prefixes // one)
         each = min(1 << (wanted - 1).bit_length(), 1 << fitting.bit_length() >> 1)  # powers of two
+        if each * one > self.budget.prefixes:
+            raise UserError(
+                f"The run that is continued kept {each:,} shared beginnings of {one:,} bytes on each device, and there "
+                f"are {self.budget.prefixes:,.0f} bytes for them now: free memory, or start anew in another folder."
+            )
         return Prefixes(found, each * self.ways)
 
     def slots(
-        self, rows: Sequence[Any], batch_size: int | None, *, of: int | None = None, prefixes: Prefixes | None = None
+        self, rows: Sequence[Any], batch_size: int, *, of: int | None = None, prefixes: Prefixes | None = None
     ) -> Slots[Any]:
         """Returns a batch through which these rows will pass, in their order.
 
         Args:
-          batch_size: as `batch_size` takes it.
+          batch_size: as `batch_size` returned it for all rows of the call.
           of: rows in all, where this is one batch of several that should have one size.
           prefixes: the shared beginnings of all rows of a call; None = of these rows.
         """
-        batch, chunk = self.batch(of or len(rows), self.batch_size(rows, batch_size))
+        batch, chunk = self.batch(of or len(rows), batch_size)
         shared = self.prefixes(rows) if prefixes is None else prefixes
         return Slots(
             self.weights, self.config, self.stored, iter(rows), batch, chunk=chunk, prefixes=shared, work=self.work
@@ -149,9 +175,7 @@ class Core:
 
     def batch(self, rows: int, batch_size: int) -> tuple[int, int]:
         """Returns (slots, how many of them are prefilled together)."""
-        batch = min(batch_size, 1 << max(0, rows - 1).bit_length())
-        chunk = max(1, max(min(batch, 2), batch // 8) // self.ways) * self.ways
-        return -(-batch // chunk) * chunk, chunk
+        return whole_batch(min(batch_size, 1 << max(0, rows - 1).bit_length()), self.ways)
 
     def continuation(self, prompt: Sequence[int], tokens: Sequence[int]) -> str:
         """Returns what `tokens` add to the prompt's text (alone, they would lose a leading space)."""
@@ -170,11 +194,13 @@ class Core:
             yield
 
 
-class Indexed(Waiting, Protocol):
-    """A row that knows its index among all that were asked."""
+class Indexed(Protocol):
+    """A row that knows its index among all that were asked, and about how much it needs."""
 
     @property
     def index(self) -> int: ...
+    @property
+    def need(self) -> int: ...
 
 
 Kind = TypeVar("Kind", bound=Indexed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -74,6 +75,19 @@ class Engine:
     def work(self) -> Work:
         """What was computed so far."""
         return self._core.work
+
+    @property
+    def free_bytes(self) -> float:
+        """What caches may take of each device, found when it is first asked for; by all processes together."""
+        return self._core.budget.size
+
+    def keep_budget(self, free_bytes: float) -> None:
+        """Sizes caches as if so much were free: as at the first start of a run that is continued.
+
+        Where they no longer fit, that is refused as a batch size would be. A cache of given bytes is what it is.
+        """
+        if self._core.cache_bytes is None:
+            self._core = replace(self._core, kept_budget=free_bytes)
 
     def generate(
         self,

@@ -22,6 +22,7 @@ import numpy as np
 from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
+from medtune_jax.generate.budget import Step
 from medtune_jax.generate.cache import Cache
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.derivation import Derivation
@@ -107,7 +108,8 @@ def decode_grammar(
             results.add(index, Generation((), "", "length", 0, 0))
         else:
             rows.append(_Row(index, replace(request, limit=min(request.limit, room)), language))
-    batch_size, prefixes = core.batch_size(rows, batch_size), core.prefixes(rows)
+    step = Step(max((row.request.limit for row in rows), default=1))
+    batch_size, prefixes = core.batch_size(rows, batch_size, step=step), core.prefixes(rows)
     frame = slice(len(before), -len(after) or None)
     for group in groups(rows, batch_size, skip):
         for row in group:

@@ -5,13 +5,14 @@ of a call: sorted, prompts that share a beginning lie together, and beginnings a
 the inner counts with what it saves beyond the outer.
 
 Each is computed alone, from its own tokens, with shapes that depend on its length only: its keys and values are the
-same bits whoever shares it, whichever rows are skipped, and when it is computed again because others took its place.
+same bits whoever shares it and whichever rows are skipped.
 """
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -21,55 +22,52 @@ _LEAST = 32  # tokens; below, a prompt without its beginning is not cheaper to c
 _WORTH = 256  # tokens to be saved beyond what is computed: a pass over a single text costs about so many in a batch
 
 
+class Beginning(NamedTuple):
+    """Tokens at the beginning of several prompts.
+
+    saved: tokens that need not be computed again, beyond what an outer beginning saves and less its own.
+    """
+
+    tokens: tuple[int, ...]
+    saved: int
+
+
 class Prefixes:
     """Shared beginnings and the slots in which their keys and values are kept.
 
     Args:
-      found: token sequences; slots: how many of them are kept at a time.
+      found: beginnings; slots: of a cache. Where there are more beginnings, those that save most are kept.
 
     Attributes:
       cache: keys and values, one beginning in each slot; set by who computes them.
+      longest: tokens.
     """
 
-    def __init__(self, found: Sequence[tuple[int, ...]], slots: int):
+    def __init__(self, found: Sequence[Beginning], slots: int):
         self.slots = slots
-        self.longest = max(map(len, found), default=0)  # tokens
         self.cache: Cache | None = None
-        self._known = frozenset(found if slots else ())
-        self._lengths = sorted({len(one) for one in self._known}, reverse=True)
-        self._kept: dict[tuple[int, ...], int] = {}  # the slot of each, the least recently used first
+        kept = sorted(found, key=lambda one: -one.saved)[:slots]
+        self.longest = max((len(one.tokens) for one in kept), default=0)
+        self._slot = {one.tokens: slot for slot, one in enumerate(kept)}
+        self._lengths = sorted({len(one.tokens) for one in kept}, reverse=True)
+        self._computed: set[int] = set()  # slots
 
     def of(self, prompt: Sequence[int]) -> tuple[int, ...]:
         """Returns the longest shared beginning of a prompt; () where there is none."""
         for length in self._lengths:
-            if length <= len(prompt) and (begin := tuple(prompt[:length])) in self._known:
+            if length <= len(prompt) and (begin := tuple(prompt[:length])) in self._slot:
                 return begin
         return ()
 
     def place(self, begin: tuple[int, ...]) -> tuple[int, bool]:
-        """Returns (the slot of a beginning, whether it has yet to be computed there).
-
-        Where no slot is free, the least recently used beginning gives its own.
-        """
-        slot = self._kept.pop(begin, None)
-        fresh = slot is None
-        if slot is None:
-            full = len(self._kept) == self.slots
-            slot = self._kept.pop(next(iter(self._kept))) if full else len(self._kept)
-        self._kept[begin] = slot
+        """Returns (the slot of a beginning, whether it has yet to be computed there: the first time)."""
+        slot = self._slot[begin]
+        fresh = slot not in self._computed
+        self._computed.add(slot)
         return slot, fresh
 
-    def together(self, begins: Sequence[tuple[int, ...]]) -> int:
-        """Returns how many prompts, from the first, have beginnings that are kept at the same time."""
-        distinct: set[tuple[int, ...]] = set()
-        for count, begin in enumerate(begins):
-            distinct |= {begin} - {()}
-            if len(distinct) > self.slots:
-                return count
-        return len(begins)
 
-
-def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]:
+def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[Beginning]:
     """Returns the beginnings that are worth computing once, shortest first."""
     # Big-endian bytes of ids sort like the ids, and compare fast.
     ordered = sorted(np.asarray(prompt, ">i4").tobytes() for prompt in prompts)
@@ -94,8 +92,8 @@ def shared_beginnings(prompts: Sequence[Sequence[int]]) -> list[tuple[int, ...]]
     found = []
     for first, last, shared, outer in reversed(taken):  # what inner ones left of the outer is counted again
         using = covered[first:last] == shared
-        if int(using.sum()) * (shared - outer) - shared >= _WORTH:
-            found.append(tuple(np.frombuffer(ordered[first], ">i4", shared).tolist()))
+        if (saved := int(using.sum()) * (shared - outer) - shared) >= _WORTH:
+            found.append(Beginning(tuple(np.frombuffer(ordered[first], ">i4", shared).tolist()), saved))
         else:
             covered[first:last][using] = outer
     return found[::-1]

@@ -121,14 +121,11 @@ class Slots(Generic[Kind]):
 
     def _prefill(self, taken: Sequence[tuple[int, Kind]]) -> None:
         begins = [self._prefixes.of(row.filled) for _, row in taken]
-        while taken:
-            count = self._prefixes.together(begins)
-            (self._prefill_rest if any(begins[:count]) else self._prefill_whole)(taken[:count], begins[:count])
-            taken, begins = taken[count:], begins[count:]
-
-    def _prefill_whole(self, taken: Sequence[tuple[int, Kind]], _: Sequence[tuple[int, ...]]) -> None:
-        tokens, lengths, slots = self._padded([(slot, row.filled) for slot, row in taken], 64)
-        self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)
+        if any(begins):
+            self._prefill_rest(taken, begins)
+        else:
+            tokens, lengths, slots = self._padded([(slot, row.filled) for slot, row in taken], 64)
+            self.cache = decode.prefill(self._weights, self.cache, tokens, lengths, slots, config=self._config)
 
     def _prefill_rest(self, taken: Sequence[tuple[int, Kind]], begins: Sequence[tuple[int, ...]]) -> None:
         """Computes what follows the shared beginning of each prompt; rows without one are computed whole."""
@@ -137,7 +134,7 @@ class Slots(Generic[Kind]):
         for index, begin in enumerate(begins):
             if begin:
                 entries[index], start[index] = self._begun(begin), len(begin)
-        self._work.shared_tokens += int(start.sum())
+        self._work.shared_tokens += int(start.sum())  # `_begun` takes off what it computes first
         tokens, _, slots = self._padded(rests, 64)
         assert self._prefixes.cache is not None, "some row has a beginning"
         self.cache = decode.prefill_behind(
@@ -156,6 +153,7 @@ class Slots(Generic[Kind]):
         if fresh:
             tokens, lengths, slots = self._padded([(slot, begin)], 64, count=1)
             prefixes.cache = decode.prefill(self._weights, prefixes.cache, tokens, lengths, slots, config=self._config)
+            self._work.shared_tokens -= len(begin)
         return slot
 
     def _padded(

@@ -12,7 +12,6 @@ does differ.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,6 +22,7 @@ import numpy as np
 
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
+from medtune_jax.generate.budget import Step
 from medtune_jax.generate.core import Core, groups
 from medtune_jax.generate.drafts import Guess
 from medtune_jax.generate.free import OnText, Prompt, advance
@@ -35,7 +35,6 @@ from medtune_jax.model.llama import LlamaConfig, mask_padding, rms_norm
 from medtune_jax.sharding import constrain
 
 _WIDTH = 16  # tokens of a pass that has any draft, at least
-_LOGITS = 512  # positions whose logits [V] are held at a time
 
 
 @dataclass(eq=False)
@@ -107,7 +106,9 @@ def generate(
     plan: the index of a prompt -> its row as template decoding would have it, which is drafted from; None = drafts are
       looked up.
     """
-    batch_size, prefixes = core.batch_size(rows, batch_size, most=decode.most_drafts()), core.prefixes(rows)
+    step = Step(_width(max((row.limit for row in rows), default=1)), block=decode.LOGITS)
+    batch_size = core.batch_size(rows, batch_size, step=step, most=decode.most_drafts())
+    prefixes = core.prefixes(rows)
     for group in groups(rows, batch_size, skip):
         speculated = [
             _Speculated(
@@ -158,13 +159,7 @@ def _width(tokens: int) -> int:
 
 @partial(jax.jit, static_argnames=("config",))
 def _choices(weights: decode.Weights, x_BND: jax.Array, *, config: LlamaConfig) -> jax.Array:
-    """Returns greedy's token behind every position, int32 [B, N]; NOT_A_TOKEN where the logits are not finite.
-
-    The logits of a few positions are held at a time, never [B, N, V].
-    """
-    batch, width, size = x_BND.shape
-    block = math.gcd(width, max(1, _LOGITS // batch))
-    blocks_nBsD = jnp.swapaxes(x_BND.reshape(batch, width // block, block, size), 0, 1)
+    """Returns greedy's token behind every position, int32 [B, N]; NOT_A_TOKEN where the logits are not finite."""
 
     def choose(x_BsD: jax.Array) -> jax.Array:
         hidden_BsD = rms_norm(x_BsD, weights.norm, config.rms_norm_eps)
@@ -172,5 +167,4 @@ def _choices(weights: decode.Weights, x_BND: jax.Array, *, config: LlamaConfig) 
         finite_Bs = jnp.isfinite(jnp.max(logits_BsV, axis=-1))
         return jnp.where(finite_Bs, first_maximum(logits_BsV), decode.NOT_A_TOKEN)
 
-    chosen_nBs = jax.lax.map(choose, blocks_nBsD)
-    return constrain(jnp.swapaxes(chosen_nBs, 0, 1).reshape(batch, width), None, None)  # each process reads it whole
+    return constrain(decode.in_blocks(choose, x_BND), None, None)  # whole on every process: each reads it

