@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from medtune_jax.generate.cache import Cache, Stored, as_stored, copy_in, copy_out, fill, heads_first, write
+from medtune_jax.generate.cache import Cache, Stored, as_stored, copy_out, fill, heads_first, write
 from medtune_jax.generate.sampling import Method, request_keys
 from medtune_jax.generate.weights import Weights
 from medtune_jax.model.attention import attention as attend_segments
@@ -98,7 +98,7 @@ def prefill_behind(
     def run(layer_weights: Params, x: jax.Array, keys: Stored, values: Stored) -> tuple[jax.Array, Stored, Stored]:
         own = (_taken_out(layer_begun, entries, length=length) for layer_begun in next(beginnings))
         x, *own = _draft_layer(layer_weights, x, *own, rope=rope, start_B=start, config=config)
-        return x, *(_put_in(full, part, slots) for full, part in zip((keys, values), own, strict=True))
+        return x, *(fill(full, part, slots) for full, part in zip((keys, values), own, strict=True))
 
     return through(weights, x_RND, cache, run)[1]
 
@@ -236,7 +236,6 @@ def _prefill_layer(
 # The rest of a prompt is computed in a small cache of its own, so that its program does not depend on the length of the
 # slots; copying out of one cache and into another are programs of one line, which compile fast.
 _taken_out = jax.jit(copy_out, static_argnames=("length",))
-_put_in = jax.jit(copy_in, donate_argnames=("full",))
 
 
 @partial(jax.jit, static_argnames=("config",), donate_argnames=("x_BND", "keys", "values"))

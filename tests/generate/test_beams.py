@@ -267,5 +267,5 @@ def test_the_likeliest_are_those_of_a_full_sort(seed: int, count: int, values: i
 @pytest.mark.parametrize("penalty", [150.0, -150.0])
 def test_a_length_penalty_that_float32_does_not_hold_is_refused(penalty: float) -> None:
     engine = tiny_engine(TOKENIZER)[0]
-    with pytest.raises(UserError, match="length_penalty -?150.0.* up to 200 tokens"):
+    with pytest.raises(UserError, match=r"length_penalty -?150.0.* up to 200 tokens"):
         engine.generate([[1, 5]], method=Beam(2, penalty, early_stopping="never"), max_new_tokens=200)
