@@ -146,7 +146,7 @@ def _advance(core: Core, slots: Slots[Search], method: Beam) -> Steps:
 def _follow(row: Search, slot: int, steps: Steps) -> None:
     """Writes down what the steps did with a row's texts."""
     beams, written, used = len(row.score_n), row.written, int(steps.used_B[slot])
-    parent_Nc, token_Nc, kept_Nn = (x[slot] for x in (steps.parent_BNc, steps.token_BNc, steps.kept_BNn))
+    parent_Nc, token_Nc, kept_Nn = (np.asarray(x[slot]) for x in (steps.parent_BNc, steps.token_BNc, steps.kept_BNn))
     old_nL = row.text_nL
 
     def traced(beam_n: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
