@@ -23,7 +23,7 @@ from medtune_jax.convert.hf_config import config_to_hf
 from medtune_jax.convert.hf_import import load_params
 from medtune_jax.convert.layout import tensor_names, tensor_shape
 from medtune_jax.model.llama import LlamaConfig, abstract_params, get_param, num_params, parameter_rows
-from medtune_jax.model.quantize import KINDS, quantize
+from medtune_jax.model.quantize import quantize
 from medtune_jax.sharding import make_mesh
 
 TINYLLAMA = LlamaConfig(  # the shape of TinyLlama-1.1B
@@ -72,7 +72,7 @@ def shard_bytes(config: LlamaConfig, dtype: str, base: str, processes: int) -> i
     return (sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) - vectors) // processes + vectors
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("sizes", [{}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
 def test_import_quantises_as_quantising_the_imported_weights_does(
     sizes: dict[str, int], kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -108,7 +108,7 @@ def assert_same(home: Home, way: str, out: Path) -> None:
     ("way", "moments"),
     [
         ("template", [["line", 2], ["answers", 5], ["before", "predictions.jsonl"]]),
-        ("sample", [["answers", 5], ["before", "report.html"]]),
+        pytest.param("sample", [["answers", 5], ["before", "report.html"]], marks=pytest.mark.slow),
     ],
 )
 def test_killed_again_and_again_it_ends_with_the_bytes_of_an_undisturbed_run(home, tmp_path, way, moments):

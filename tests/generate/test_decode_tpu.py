@@ -63,7 +63,7 @@ def test_the_cache_is_written_in_place(
     assert memory.temp_size_in_bytes < whole / (2 * CONFIG.num_layers), "some keys or values are held twice"
 
 
-@pytest.mark.parametrize("cache_dtype", [None, "int8"])
+@pytest.mark.parametrize("cache_dtype", ["int8", pytest.param(None, marks=pytest.mark.slow)])
 def test_what_serves_a_tpu_changes_no_text(cache_dtype: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tokens before heads in the cache, and queries padded to whole rows of the matrix unit, computed on the CPU."""
     tokenizer = LongestMatch()

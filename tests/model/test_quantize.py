@@ -229,7 +229,7 @@ def test_a_quantised_model_is_the_model_of_its_dequantised_weights(kind: str) ->
     assert not np.array_equal(found, jax.jit(hidden)(plain))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_one_layer_at_a_time_is_dequantised(kind: str) -> None:
     """The gradient's scratch memory does not grow by a layer's weights with each layer; nothing is recomputed here."""
 

@@ -78,7 +78,10 @@ def ruined(batch):
     return {**batch, "weights": weights}
 
 
-@pytest.mark.parametrize("lora, accumulation", [(False, 4), (True, 1)], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "lora, accumulation",
+    [pytest.param(False, 4, id="full"), pytest.param(True, 1, id="lora", marks=pytest.mark.slow)],
+)
 def test_after_a_bad_step_all_is_as_if_it_had_not_been(tokenizer, lora, accumulation):
     make, run = (lora_settings, run_lora_steps) if lora else (settings, run_steps)
     config = make(train__batch_size=4, train__accumulation=accumulation)

@@ -113,9 +113,10 @@ GROUPED = dataclasses.replace(  # two key-value heads; blocks of 64 that two dev
     GRID_MODEL, hidden_size=128, intermediate_size=128, num_kv_heads=2, head_dim=16
 )
 ALL_AXES = MeshConfig(data=2, fsdp=2, tensor=2)
+ONE_OF_ALL = "data, fsdp and tensor"
 LAYOUTS = {
     "fsdp": (1, MeshConfig(fsdp=8)),
-    "data, fsdp and tensor": (1, ALL_AXES),
+    ONE_OF_ALL: (1, ALL_AXES),
     "four micro-batches, key-value heads on each device": (4, MeshConfig(data=2, fsdp=1, tensor=4)),
 }
 
@@ -149,8 +150,12 @@ def one_update(tokenizer):
 @pytest.mark.parametrize(
     ("tuned", "layout"),
     [
-        *((tuned, layout) for tuned in ("all weights", "compute") for layout in LAYOUTS),
-        ("nf4", "data, fsdp and tensor"),
+        *(
+            pytest.param(tuned, layout, marks=[pytest.mark.slow] * (layout != ONE_OF_ALL))
+            for tuned in ("all weights", "compute")
+            for layout in LAYOUTS
+        ),
+        pytest.param("nf4", ONE_OF_ALL, marks=pytest.mark.slow),
     ],
 )
 def test_the_default_precision_has_one_devices_gradients_on_a_mesh(one_update, tuned, layout):

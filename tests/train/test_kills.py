@@ -85,6 +85,7 @@ def lora_run(model: Path, data: Path, steps: int) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, lora=lora))
 
 
+@pytest.mark.slow
 def test_killed_in_a_write_of_adapters_it_ends_with_the_same_bits(model_folder, data_folder, tmp_path):
     config = lora_run(model_folder, data_folder, 7)
     finish(config, tmp_path / "undisturbed")

@@ -29,6 +29,14 @@ from medtune_jax.train.saved.formats import Identity, refuse_another_run
 from medtune_jax.train.signals import StopRequest
 
 
+@pytest.fixture(autouse=True)
+def no_nohup():
+    """Hangups reach the tests also where they were started by nohup, whose children ignore them."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture(scope="module")
 def config(model_folder, data_folder):
     return settings(

@@ -49,7 +49,10 @@ def test_layer_inputs_wait_in_host_memory_on_a_mesh_too(batches, everything_kept
     assert distance(state.opt_state, everything_kept) < 1e-5
 
 
-@pytest.mark.parametrize("mesh", [None, EIGHT], ids=["one device", "data, fsdp and tensor"])
+@pytest.mark.parametrize(
+    "mesh",
+    [pytest.param(None, marks=pytest.mark.slow, id="one device"), pytest.param(EIGHT, id="data, fsdp and tensor")],
+)
 def test_moments_in_host_memory_give_the_same_state(mesh, batches):
     found = {}
     for offload in (False, True):

@@ -80,6 +80,7 @@ def test_the_death_of_a_process_ends_the_other_and_both_go_on(model_folder, data
     assert metric_lines(workdir) == metric_lines(undisturbed)
 
 
+@pytest.mark.slow
 def test_what_one_process_cannot_read_none_reads(model_folder, data_folder, undisturbed, tmp_path):
     config, workdir = small_run(model_folder, data_folder), tmp_path / "run"
     shutil.copytree(undisturbed, workdir)

@@ -16,7 +16,7 @@ from tiny_run import MODEL, distance, tiny_data, write_data, write_model
 from medtune_jax.config import MeshConfig
 from medtune_jax.errors import UserError
 from medtune_jax.model.llama import Params, init_params
-from medtune_jax.model.quantize import KINDS, QuantizedKernel, dequantize, quantize
+from medtune_jax.model.quantize import QuantizedKernel, dequantize, quantize
 from medtune_jax.sharding import make_mesh
 from medtune_jax.train.loop import train
 from medtune_jax.train.trainable import abstract_frozen, load_frozen
@@ -49,7 +49,7 @@ def restored(params: Params) -> Params:
     return jax.tree.map(kernel, params, is_leaf=lambda leaf: isinstance(leaf, QuantizedKernel))
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_adapters_learn_on_a_quantised_base_as_on_its_dequantised_weights(tokenizer, kind):
     config = lora_settings(base=kind, train__batch_size=4, train__steps=6)
     data = tiny_data(tokenizer, config)
