@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol, TypeVar
@@ -35,6 +35,7 @@ from medtune_jax.generate.budget import (
     whole_batch,
 )
 from medtune_jax.generate.prefixes import Prefixes, shared_beginnings
+from medtune_jax.generate.results import PROMPT_TOO_LONG, Results
 from medtune_jax.generate.slots import Slots, Waiting, round_up, slot_length
 from medtune_jax.model.llama import LlamaConfig
 from medtune_jax.sharding import BATCH_AXES
@@ -219,3 +220,12 @@ def groups(rows: Sequence[Kind], batch_size: int, skip: Collection[int]) -> Iter
         group = ordered[start : start + size]
         if not all(row.index in skip for row in group):
             yield group
+
+
+def fitting(core: Core, rows: Iterable[Kind], results: Results) -> list[Kind]:
+    """Returns the rows that the model has positions for, longest first; the others are answered here."""
+    ordered = sorted(rows, key=lambda row: -row.need)
+    found = [row for row in ordered if row.need <= core.config.max_positions]
+    for row in ordered[: len(ordered) - len(found)]:
+        results.add(row.index, PROMPT_TOO_LONG)
+    return found

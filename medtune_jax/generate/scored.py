@@ -15,9 +15,9 @@ from medtune_jax.data.prompts import Template
 from medtune_jax.errors import UserError
 from medtune_jax.generate import decode
 from medtune_jax.generate.budget import Step
-from medtune_jax.generate.core import Core
+from medtune_jax.generate.core import Core, fitting
 from medtune_jax.generate.likelihood import Candidates
-from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
+from medtune_jax.generate.results import Generation, Results
 from medtune_jax.generate.slots import Slots, round_up
 from medtune_jax.generate.template import NOT_FINITE, TemplateRequest
 from medtune_jax.generate.templated import planned
@@ -38,18 +38,15 @@ def loglikelihoods(
         raise ValueError(f"{wrong[0]} allows more than the options of one slot")
     with closing(planned(core, requests, template, skip)) as groups:
         for found in groups:
-            rows = sorted((Candidates(index, row) for index, row in found), key=lambda one: -one.need)
-            fitting = [one for one in rows if one.need <= core.config.max_positions]
-            for one in rows[: len(rows) - len(fitting)]:
-                results.add(one.index, PROMPT_TOO_LONG)
-            prefixes = core.prefixes(fitting)
-            step = Step(max((_width([one]) for one in fitting), default=1), block=decode.LOGITS)
+            rows = fitting(core, (Candidates(index, row) for index, row in found), results)
+            prefixes = core.prefixes(rows)
+            step = Step(max((_width([one]) for one in rows), default=1), block=decode.LOGITS)
             most = decode.most_drafts(step.tokens)
-            size, _ = core.batch(len(fitting), core.batch_size(fitting, batch_size, step=step, most=most))
-            for start in range(0, len(fitting), size):
-                batch = fitting[start : start + size]
+            size, _ = core.batch(len(rows), core.batch_size(rows, batch_size, step=step, most=most))
+            for start in range(0, len(rows), size):
+                batch = rows[start : start + size]
                 if not all(one.index in skip for one in batch):
-                    slots = core.slots(batch, size, of=len(fitting), prefixes=prefixes)
+                    slots = core.slots(batch, size, of=len(rows), prefixes=prefixes)
                     for one, generation in zip(batch, _score(core, batch, slots), strict=True):
                         results.add(one.index, generation)
 

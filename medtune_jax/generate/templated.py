@@ -13,9 +13,9 @@ import numpy as np
 from medtune_jax.data.prompts import Template
 from medtune_jax.generate import decode
 from medtune_jax.generate.budget import Step
-from medtune_jax.generate.core import Core, groups
+from medtune_jax.generate.core import Core, fitting, groups
 from medtune_jax.generate.planning import Planner
-from medtune_jax.generate.results import PROMPT_TOO_LONG, Generation, Results
+from medtune_jax.generate.results import Generation, Results
 from medtune_jax.generate.slots import Slots, few_widths, round_up
 from medtune_jax.generate.template import Row, TemplateRequest
 
@@ -90,14 +90,11 @@ def decode_template(
     """Answers requests by template (`Engine.decode_template`)."""
     with closing(planned(core, requests, template, skip)) as found_groups:
         for found in found_groups:
-            group = sorted((_Templated(index, row) for index, row in found), key=lambda one: -one.need)
-            fitting = [one for one in group if one.need <= core.config.max_positions]
-            for one in group[: len(group) - len(fitting)]:
-                results.add(one.index, PROMPT_TOO_LONG)
-            if fitting:
-                step = Step(few_widths(max(one.need - len(one.filled) for one in fitting)))
-                size = core.batch_size(fitting, batch_size, step=step, most=decode.most_drafts(64))
-                _decode(core, fitting, size, results)
+            group = fitting(core, (_Templated(index, row) for index, row in found), results)
+            if group:
+                step = Step(few_widths(max(one.need - len(one.filled) for one in group)))
+                size = core.batch_size(group, batch_size, step=step, most=decode.most_drafts(64))
+                _decode(core, group, size, results)
 
 
 def _decode(core: Core, group: Sequence[_Templated], batch_size: int, results: Results) -> None:
